@@ -1,0 +1,155 @@
+"""The base learner, and its merging with the matching network (from BAM, arXiv 2203.07615)."""
+
+import torch
+from torch import Tensor, nn
+
+from hdmnet._ops import upcast, upsample
+
+
+class PyramidPooling(nn.Module):
+    """The pyramid pooling head of PSPNet, up to its last BatchNorm: the feature f5.
+
+    Args:
+        in_channels: Channels C of the input, a multiple of the number of bins.
+        out_channels: Channels of the output.
+        bins: Grid sizes that the input is pooled to.
+
+    Source: PSPNet (arXiv 1612.01105), pyramid pooling module.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int = 512, bins: tuple[int, ...] = (1, 2, 3, 6)
+    ) -> None:
+        super().__init__()
+        branch = in_channels // len(bins)
+        self.branches = nn.ModuleList(
+            nn.Sequential(
+                nn.AdaptiveAvgPool2d(size),
+                nn.Conv2d(in_channels, branch, 1, bias=False),
+                nn.BatchNorm2d(branch),
+                nn.ReLU(inplace=True),
+            )
+            for size in bins
+        )
+        # No ReLU: f5 is compared before it, and the base learner opens with it.
+        self.fuse = nn.Sequential(
+            nn.Conv2d(in_channels + branch * len(bins), out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) → (B, out_channels, h, w), of either sign."""
+        pooled = [upsample(branch(x), x.shape[-2:], align_corners=True) for branch in self.branches]
+        return self.fuse(torch.cat([x, *pooled], dim=1))
+
+
+class BaseLearner(nn.Module):
+    """Pixel classifier of the base classes, on the feature f5 of `PyramidPooling`.
+
+    Args:
+        in_channels: Channels of f5.
+        classes: Number of base classes n, background not counted.
+        dropout: Probability of dropping a channel.
+
+    Source: BAM (arXiv 2203.07615), base learner.
+    """
+
+    def __init__(self, in_channels: int, classes: int, *, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout2d(dropout)
+        self.classifier = nn.Conv2d(in_channels, 1 + classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, h, w) → logits (B, 1 + n, h, w), background first."""
+        return self.classifier(self.dropout(x.relu()))
+
+
+class ShotWeighting(nn.Module):
+    """Weighted mean of the K support-query distances.
+
+    Weights are learned for the K the model was trained with; for any other K they are uniform.
+
+    Args:
+        shots: Number of shots K_t the weights are trained with.
+        hidden_dim: Hidden channels of the weighting; 0 for a single layer without bias.
+
+    Source: BAM (arXiv 2203.07615), K-shot setting.
+    """
+
+    def __init__(self, shots: int, *, hidden_dim: int = 2) -> None:
+        super().__init__()
+        self.shots = shots
+        self.weight: nn.Module
+        if shots == 1:
+            self.weight = nn.Identity()
+        elif hidden_dim == 0:
+            self.weight = nn.Conv2d(shots, shots, 1, bias=False)
+        else:
+            self.weight = nn.Sequential(
+                nn.Conv2d(shots, hidden_dim, 1),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(hidden_dim, shots, 1),
+            )
+
+    def forward(self, distances: Tensor) -> Tensor:
+        """(B, K) distances, K ≥ 1 → (B,) their weighted means."""
+        if distances.shape[1] != self.shots or self.shots == 1:
+            return distances.mean(dim=1)
+        # Kept for parity: weights stay in the sorted order, distances in their own.
+        ordered = distances.sort(dim=1).values[:, :, None, None]
+        ordered = ordered.to(next(self.weight.parameters()).dtype)
+        weight = upcast(self.weight(ordered)).softmax(dim=1)[:, :, 0, 0]
+        return (weight * distances).sum(dim=1)
+
+
+class BaseMetaEnsemble(nn.Module):
+    """Merges the matching network's prediction with the base learner's.
+
+    Where the base learner sees a base class, the query cannot show the novel one.
+
+    Args:
+        shots: Number of shots the weights are trained with.
+        shot_hidden_dim: See `ShotWeighting`.
+
+    Source: BAM (arXiv 2203.07615), ensemble module.
+    """
+
+    def __init__(self, shots: int = 1, *, shot_hidden_dim: int = 2) -> None:
+        super().__init__()
+        self.shot_weighting = ShotWeighting(shots, hidden_dim=shot_hidden_dim)
+        self.gram_merge = nn.Conv2d(2, 1, 1, bias=False)
+        self.base_merge = nn.Conv2d(2, 1, 1, bias=False)
+        for merge in (self.gram_merge, self.base_merge):
+            with torch.no_grad():
+                merge.weight.copy_(torch.tensor([1.0, 0.0]).view(1, 2, 1, 1))
+
+    def forward(
+        self, meta: Tensor, base: Tensor, distances: Tensor, base_class: Tensor | None = None
+    ) -> Tensor:
+        """Merge two predictions on the same grid.
+
+        Args:
+            meta: (B, 2, h, w) logits of the matching network.
+            base: (B, 1 + n, h, w) logits of the base learner.
+            distances: (B, K) distances of `gram_distance`.
+            base_class: (B,) long, in 0 … n - 1: the base class that each episode asks for, left out
+                of the base map. For training, where the episode's class is one of the base classes.
+
+        Returns:
+            (B, 2, h, w) scores of background and object; not logits, and not normalised.
+        """
+        meta_background, meta_object = upcast(meta).softmax(dim=1).split(1, dim=1)
+        base_probability = upcast(base).softmax(dim=1)
+        base_map = base_probability[:, 1:].sum(dim=1, keepdim=True)
+        if base_class is not None:
+            own = (base_class + 1).view(-1, 1, 1, 1).expand(-1, 1, *base.shape[-2:])
+            base_map = base_map - base_probability.gather(1, own)
+        distance = self.shot_weighting(distances).view(-1, 1, 1, 1).expand_as(base_map)
+        background = _merge(self.gram_merge, meta_background, distance)
+        foreground = _merge(self.gram_merge, meta_object, distance)
+        background = _merge(self.base_merge, background, base_map)
+        return torch.cat([background, foreground], dim=1)
+
+
+def _merge(conv: nn.Conv2d, first: Tensor, second: Tensor) -> Tensor:
+    return conv(torch.cat([first, second], dim=1).to(conv.weight.dtype))

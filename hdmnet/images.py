@@ -1,0 +1,246 @@
+"""Images, masks and boxes as people keep them, turned into tensors."""
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from typing import IO, Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor
+"""A file's path, a PIL image, an (H, W, C) or (H, W) array, or a (C, H, W) or (H, W) tensor."""
+
+_FULL_SCALE = {torch.uint8: 255, torch.uint16: 65535}
+_TOLERANCE = 1e-3  # interpolation and half precision overshoot [0, 1] by a little
+_COLOUR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
+_LISTED_VALUES = 8
+
+
+def load_image(image: ImageLike) -> Tensor:
+    """Turn an image into an RGB tensor, without normalisation.
+
+    Files and PIL images are turned upright by their EXIF orientation; of an animated file the first
+    frame is read. Gray becomes RGB, and alpha is ignored.
+
+    Args:
+        image: a file's path; a PIL image, where 16-bit modes span 0 to 65535; an array (H, W, C) or
+            (H, W), uint8 or uint16 over its full range; or a tensor (C, H, W) or (H, W), the same
+            or floating point in [0, 1]. C is 1, 3 or 4: gray, RGB or RGBA.
+
+    Returns:
+        (3, H, W) float32 in [0, 1], sharing no memory with the input. A tensor stays on its device.
+
+    Raises:
+        TypeError: for something that is no image, or has another dtype.
+        ValueError: for a file that cannot be decoded, a wrong shape, or values out of range.
+        OSError: for a file that cannot be opened, such as `FileNotFoundError`.
+    """
+    name = _name("image", image)
+    if isinstance(image, np.ndarray) and image.dtype.kind == "f":
+        raise TypeError(
+            f"{name} is a {image.dtype} array: arrays are (H, W, C) uint8; "
+            "pass floats as a (C, H, W) tensor with values in [0, 1]"
+        )
+    pixels = _read(image, name, _image_pixels, channels=(1, 3, 4))[:3]
+    scale = _FULL_SCALE.get(pixels.dtype)
+    if scale is None and not pixels.is_floating_point():
+        raise TypeError(
+            f"{name} has dtype {pixels.dtype}: expected uint8, or a float tensor in [0, 1]"
+        )
+    values = pixels.to(torch.float32)
+    if scale is not None:
+        values = values / scale
+    else:
+        low, high = (bound.item() for bound in values.detach().aminmax())
+        if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):  # refuses NaN too
+            raise ValueError(
+                f"{name} has values from {low:g} to {high:g}: float tensors hold finite values "
+                "in [0, 1]; divide 0-255 values by 255, and leave out mean and std normalisation"
+            )
+    return values.clamp(0, 1).expand(3, -1, -1).contiguous()
+
+
+def load_mask(mask: ImageLike, size: tuple[int, int]) -> Tensor:
+    """Turn a mask into a tensor of 0 for background, 1 for the object and 255 for ignore.
+
+    Its values may be boolean, {0, 1}, {0, 255} or {0, 1, 255}, or fewer of each: 255 means ignore
+    where the mask has a 1 anywhere, and the object where it has none. All zero is an empty mask.
+
+    Args:
+        mask: a file's path or a PIL image, with one channel or R = G = B, where palette images
+            count by index, alpha is ignored and EXIF orientation is applied as in `load_image`; an
+            array (H, W) or (H, W, 1); or a tensor (H, W) or (1, H, W). Any dtype but complex.
+        size: (H, W) of its image.
+
+    Returns:
+        (H, W) uint8, sharing no memory with the input. A tensor stays on its device.
+
+    Raises:
+        TypeError: for something that is no mask.
+        ValueError: for a file that cannot be decoded, a wrong shape or size, or other values.
+        OSError: for a file that cannot be opened, such as `FileNotFoundError`.
+    """
+    name = _name("mask", mask)
+    values = _read(mask, name, _mask_pixels, channels=(1,))[0]
+    height, width = size
+    if values.shape != (height, width):
+        raise ValueError(
+            f"{name} is {values.shape[0]} x {values.shape[1]} but its image is {height} x {width} "
+            "(height x width): resize the mask to its image by nearest neighbour"
+        )
+    if values.is_complex():
+        raise TypeError(f"{name} has dtype {values.dtype}: expected bool, integer or float")
+    if not values.is_floating_point():
+        values = values.long()  # torch has few operations on the wider unsigned integers
+    is_one, is_full = values == 1, values == 255
+    if not (is_one | is_full | (values == 0)).all():
+        found = list(dict.fromkeys(f"{value:g}" for value in np.unique(values.tolist())))
+        listed = ", ".join(found[:_LISTED_VALUES]) + (", …" if len(found) > _LISTED_VALUES else "")
+        raise ValueError(
+            f"{name} has the values {listed}: expected 0 for background, 1 or 255 for the object, "
+            "and 255 for ignore beside 1; pick one object with `mask == value`, and save masks "
+            "without JPEG compression or smoothing"
+        )
+    return values.to(torch.uint8) if is_one.any() else is_full.to(torch.uint8)
+
+
+def box_mask(box: Sequence[float], size: tuple[int, int]) -> Tensor:
+    """Draw a filled box as a mask.
+
+    Args:
+        box: (x0, y0, x1, y1) in pixels, x to the right and y down, with x1 and y1 exclusive. What
+            lies outside the image is cut off. Fractions round to the nearest pixel edge, but leave
+            at least one pixel.
+        size: (H, W) of the image.
+
+    Returns:
+        (H, W) uint8, 1 inside the box and 0 outside.
+
+    Raises:
+        TypeError: for a box that does not hold numbers.
+        ValueError: for a box that is not four finite numbers, has no area or misses the image.
+    """
+    corners = np.asarray(box)
+    if corners.dtype.kind not in "iuf":
+        raise TypeError(f"box is {box!r}: expected four numbers (x0, y0, x1, y1)")
+    if corners.shape != (4,) or not np.isfinite(corners).all():
+        raise ValueError(f"box is {box!r}: expected four finite numbers (x0, y0, x1, y1)")
+    x0, y0, x1, y1 = map(float, corners)
+    if x0 >= x1 or y0 >= y1:
+        raise ValueError(
+            f"box is {box!r}: expected (x0, y0, x1, y1) with x0 < x1 and y0 < y1; "
+            "turn (x, y, width, height) into (x, y, x + width, y + height)"
+        )
+    height, width = size
+    if x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
+        raise ValueError(
+            f"box is {box!r}, outside its image of {height} x {width} (height x width): "
+            "expected (x0, y0, x1, y1) in pixels of that image"
+        )
+    mask = torch.zeros(height, width, dtype=torch.uint8)
+    mask[_span(y0, y1, height), _span(x0, x1, width)] = 1
+    return mask
+
+
+def _span(low: float, high: float, length: int) -> slice:
+    low, high = max(low, 0), min(high, length)
+    start, stop = math.floor(low + 0.5), math.floor(high + 0.5)
+    if start == stop:  # too thin to reach a pixel edge: the pixel its middle lies in
+        start = min(math.floor((low + high) / 2), length - 1)
+    return slice(start, max(stop, start + 1))
+
+
+def _name(role: str, source: ImageLike) -> str:
+    return f"{role} {os.fspath(source)!r}" if isinstance(source, str | os.PathLike) else role
+
+
+def _read(
+    source: ImageLike,
+    name: str,
+    unpack: Callable[[Image.Image, str], NDArray[Any]],
+    channels: tuple[int, ...],
+) -> Tensor:
+    """Bring any source to (C, H, W), with the dtype and the values it came with."""
+    if isinstance(source, Image.Image):
+        source = unpack(_upright(source, name), name)
+    elif isinstance(source, str | os.PathLike):
+        with open(source, "rb") as file:
+            source = unpack(_upright(file, name), name)
+
+    if isinstance(source, np.ndarray):
+        # torch takes no negative strides or foreign byte orders, and warns about read-only memory
+        native = np.array(source, dtype=source.dtype.newbyteorder("="), order="C")
+        tensor, axis, layout = torch.from_numpy(native), -1, "(H, W, C) array"
+        mistake = "channels come first: use transpose(1, 2, 0)"
+    elif isinstance(source, Tensor):
+        tensor, axis, layout = source, 0, "(C, H, W) tensor"
+        mistake = "channels come last: use permute(2, 0, 1)"
+    else:
+        raise TypeError(
+            f"{name} is a {type(source).__name__}: expected one path, PIL image, "
+            "(H, W, C) array or (C, H, W) tensor"
+        )
+
+    shape = tuple(tensor.shape)
+    if tensor.ndim == 2:
+        tensor = tensor.unsqueeze(axis)
+    if tensor.ndim != 3:
+        hint = "; pass several as a list" if tensor.ndim == 4 else ""
+        raise ValueError(f"{name} has shape {shape}: expected one {layout}{hint}")
+    if tensor.numel() == 0:
+        raise ValueError(f"{name} has shape {shape}: expected at least one pixel")
+    if tensor.shape[axis] not in channels:
+        counts = " or ".join(map(str, channels))
+        hint = f"; it seems that its {mistake}" if tensor.shape[-1 - axis] in channels else ""
+        raise ValueError(f"{name} has shape {shape}: expected {layout}, C = {counts}{hint}")
+    return tensor.movedim(axis, 0)
+
+
+def _upright(source: Image.Image | IO[bytes], name: str) -> Image.Image:
+    try:
+        image = source if isinstance(source, Image.Image) else Image.open(source)
+        return ImageOps.exif_transpose(image)
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            f"{name} is not an image that Pillow can read: expected a file such as JPEG or PNG"
+        ) from error
+    except Exception as error:  # damaged files raise OSError, SyntaxError, struct.error and more
+        raise ValueError(
+            f"{name} cannot be decoded ({error}): expected a complete image file"
+        ) from error
+
+
+def _image_pixels(image: Image.Image, name: str) -> NDArray[Any]:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        pixels = np.asarray(image)  # Pillow's own conversion to RGB clips at 255
+        if pixels.size and not 0 <= pixels.min() <= pixels.max() <= 65535:
+            raise ValueError(
+                f"{name} has values from {pixels.min()} to {pixels.max()}: expected 16-bit values, "
+                "0 to 65535"
+            )
+        return pixels.astype(np.uint16)
+    if image.mode not in _COLOUR_MODES:
+        raise ValueError(
+            f"{name} has PIL mode {image.mode!r}: expected an 8-bit or 16-bit image; "
+            "convert it to 'RGB' first"
+        )
+    image.info.pop("transparency", None)  # Pillow warns on converting a palette that has it
+    return np.asarray(image.convert("RGB"))
+
+
+def _mask_pixels(image: Image.Image, name: str) -> NDArray[Any]:
+    bands = image.getbands()
+    pixels = np.atleast_3d(np.asarray(image))
+    if bands[-1] == "A":
+        pixels = pixels[..., :-1]
+    gray = pixels[..., :1]
+    if pixels.shape[-1] > 1 and (bands[:3] != ("R", "G", "B") or (pixels != gray).any()):
+        raise ValueError(
+            f"{name} has colours (PIL mode {image.mode!r}): expected one channel, or R = G = B; "
+            "turn the object's colour into 1 and the rest into 0"
+        )
+    return gray

@@ -1,0 +1,155 @@
+"""Cascade matching: query against supports, coarse to fine (arXiv 2303.14652)."""
+
+from collections.abc import Sequence
+
+import torch
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hdmnet._ops import nearest, upsample
+from hdmnet.attention import MatchingAttention, MixFFN
+
+
+class MatchingStage(nn.Module):
+    """One level of matching: cross-attention block, then fusion with the prior.
+
+    Args:
+        dim: Channels C of the tokens.
+        heads: Heads of the matching attention.
+        prior_channels: Channels P of the prior.
+        shots: Number of shots the weights are trained with, see `MatchingAttention`.
+        dropout: Dropout probability in the block.
+
+    Source: HDMNet, cascade matching.
+    """
+
+    def __init__(
+        self,
+        dim: int = 64,
+        heads: int = 2,
+        *,
+        prior_channels: int = 2,
+        shots: int = 1,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm2d(dim)
+        self.attention = MatchingAttention(dim, heads, shots=shots, dropout=dropout)
+        self.norm2 = LayerNorm2d(dim)
+        self.ffn = MixFFN(dim, dropout=dropout)
+        self.fuse = nn.Sequential(
+            nn.Conv2d(dim + prior_channels, dim, 3, padding=1, bias=False),
+            nn.BatchNorm2d(dim),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(
+        self, query: Tensor, support: Tensor, mask: Tensor, prior: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Match one level of the query pyramid against the same level of the supports.
+
+        Args:
+            query: (B, C, h, w) query tokens.
+            support: (B, K, C, h', w') support tokens.
+            mask: (B, K, H, W) support masks in {0, 1}, at any resolution.
+            prior: (B, P, H', W') prior maps, at any resolution.
+
+        Returns:
+            The matched features (B, C, h, w) and the correlation map (B, h, w).
+        """
+        mask = nearest(mask, support.shape[-2:])
+        attended, correlation = self.attention(
+            self.norm1(query), self._normalise_each(support), mask
+        )
+        query = query + attended
+        query = query + self.ffn(self.norm2(query))
+        prior = upsample(prior, query.shape[-2:], align_corners=True)
+        return self.fuse(torch.cat([query, prior.to(query.dtype)], dim=1)), correlation
+
+    def _normalise_each(self, support: Tensor) -> Tensor:
+        # One LayerNorm serves query and supports.
+        return self.norm1(support.flatten(0, 1)).unflatten(0, support.shape[:2])
+
+
+class CascadeMatching(nn.Module):
+    """Matching stages from coarse to fine, each refining the last, then a pixel classifier.
+
+    Args:
+        dim: Channels C of the tokens.
+        stages: Number of levels S.
+        heads: Heads of the matching attention of every level.
+        hidden_dim: Hidden channels of the parsing blocks and of the classifier.
+        prior_channels: Channels P of the prior.
+        shots: Number of shots the weights are trained with, see `MatchingAttention`.
+        dropout: Dropout probability in the matching blocks.
+
+    Source: HDMNet, cascade matching.
+    """
+
+    def __init__(
+        self,
+        dim: int = 64,
+        stages: int = 3,
+        *,
+        heads: int = 2,
+        hidden_dim: int = 256,
+        prior_channels: int = 2,
+        shots: int = 1,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(
+            MatchingStage(dim, heads, prior_channels=prior_channels, shots=shots, dropout=dropout)
+            for _ in range(stages)
+        )
+        self.parse = nn.ModuleList(
+            nn.Sequential(
+                *_bottleneck(dim, hidden_dim, dim), nn.BatchNorm2d(dim), nn.ReLU(inplace=True)
+            )
+            for _ in range(stages)
+        )
+        self.classifier = nn.Sequential(*_bottleneck(dim, hidden_dim, 2))
+        self.grad_checkpointing = False
+
+    def forward(
+        self, query: Sequence[Tensor], support: Sequence[Tensor], mask: Tensor, prior: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Segment the query.
+
+        Args:
+            query: S maps (B, C, h_s, w_s), finest first, as `HierarchicalEncoder` gives them.
+            support: S maps (B, K, C, h'_s, w'_s), finest first.
+            mask: (B, K, H, W) support masks in {0, 1}, at full resolution.
+            prior: (B, P, h, w) prior maps.
+
+        Returns:
+            Logits (B, 2, h_0, w_0) on the finest grid, background first; and the correlation map
+            (B, h_s, w_s) of each stage, *coarsest first*.
+        """
+        correlations = []
+        y: Tensor | None = None
+        for level in reversed(range(len(self.stages))):
+            stage = self.stages[level]
+            inputs = (query[level], support[level], mask, prior)
+            if self.grad_checkpointing and self.training:
+                z, correlation = checkpoint(stage, *inputs, use_reentrant=False)
+            else:
+                z, correlation = stage(*inputs)
+            if y is None:
+                y = self.parse[level](z)
+            else:
+                y = upsample(y, z.shape[-2:], align_corners=False)
+                y = y + self.parse[level](z + y)
+            correlations.append(correlation)
+        return self.classifier(y), tuple(correlations)
+
+
+def _bottleneck(in_channels: int, hidden: int, out_channels: int) -> tuple[nn.Module, ...]:
+    return (
+        nn.Conv2d(in_channels, hidden, 1),
+        nn.BatchNorm2d(hidden),
+        nn.Conv2d(hidden, hidden, 3, padding=1),
+        nn.BatchNorm2d(hidden),
+        nn.Conv2d(hidden, out_channels, 1),
+    )

@@ -1,0 +1,466 @@
+"""HDMNet: the parts, composed."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+from einops import rearrange, repeat
+from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
+from safetensors.torch import save_model
+from torch import Tensor, nn
+
+from hdmnet import prediction, pretrained
+from hdmnet._ops import nearest, upsample
+from hdmnet.backbone import FeaturePyramid
+from hdmnet.ensemble import BaseLearner, BaseMetaEnsemble, PyramidPooling
+from hdmnet.images import ImageLike
+from hdmnet.matching import CascadeMatching
+from hdmnet.prediction import Segmentation, SupportSet
+from hdmnet.priors import cosine_prior, gram_distance, gram_matrix, masked_average_pool
+from hdmnet.stages import HierarchicalEncoder, SelfAttentionStage
+
+REDUCED_DIM = 256  # channels of the reduced features q and s
+PSP_DIM = 512  # channels of f5
+PRIOR_SCALE = 10.0  # the prior enters the query tokens ten times as large as it is
+
+
+class HDMNetOutput(NamedTuple):
+    """What `HDMNet.forward` returns, for B queries of H × W whose feature grid is h × w."""
+
+    final: Tensor
+    """(B, 2, H, W) merged scores, background first; not logits: their argmax decides."""
+    meta: Tensor
+    """(B, 2, H, W) logits of the matching network."""
+    base: Tensor | None
+    """(B, 1 + base_classes, H, W) logits of the base learner; None when base_classes is 0."""
+    correlations: tuple[Tensor, ...]
+    """(B, h_s, w_s) per stage, coarsest first, in [-10, 10]."""
+    prior: Tensor
+    """(B, 2, h, w) cosines in [-1, 1], from f5 (f3 without base learner) and from f4."""
+
+
+class HDMNet(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="hdmnet",
+    paper_url="https://arxiv.org/abs/2303.14652",
+    license="mit",
+    pipeline_tag="image-segmentation",
+    tags=["few-shot-segmentation"],
+):
+    """Segments in a query image the class that K masked support images show.
+
+    Args:
+        backbone: `resnet50`, `resnet101` or `vgg16` as in the paper, or any timm model with a
+            feature pyramid.
+        base_classes: Number of base classes n of the base learner; 0 leaves out the base learner,
+            its PSP head and the ensemble: `final` is then softmax(meta), and f3 takes the place of
+            f5 in the prior.
+        shots: Number of shots the weights are trained with. Any other K works as well.
+        image_size: Height and width, in pixels, that `predict` resizes images to.
+        dim: Channels of the tokens, a multiple of each of `heads`.
+        heads: Attention heads of each stage, finest first; its length is the number of stages.
+        dropout: Dropout probability in the transformer blocks.
+        feature_dropout: Probability of dropping a channel of the reduced features.
+        shot_hidden_dim: Hidden channels of the shot weighting; 0 for one layer without bias.
+        frozen_norm: Whether every BatchNorm stays in eval mode in training, as in the paper.
+        pretrained_backbone: Whether to download timm's ImageNet weights. Not part of the saved
+            configuration: a reload never downloads a backbone.
+
+    Raises:
+        ValueError: If an argument is out of its range, or timm has no such backbone.
+
+    Source: HDMNet (arXiv 2303.14652); base learner and ensemble from BAM (arXiv 2203.07615).
+    """
+
+    def __init__(
+        self,
+        backbone: str = "resnet50",
+        *,
+        base_classes: int = 60,
+        shots: int = 1,
+        image_size: int = 473,
+        dim: int = 64,
+        heads: Sequence[int] = (2, 4, 8),
+        dropout: float = 0.1,
+        feature_dropout: float = 0.5,
+        shot_hidden_dim: int = 2,
+        frozen_norm: bool = True,
+        pretrained_backbone: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("base_classes", base_classes, 0),
+            ("shots", shots, 1),
+            ("shot_hidden_dim", shot_hidden_dim, 0),
+            ("number of heads", len(heads), 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        self.image_size = image_size
+        self.frozen_norm = frozen_norm
+        self._backbone_frozen = False
+
+        self.backbone = FeaturePyramid(backbone, pretrained=pretrained_backbone)
+        c2, c3, c4 = self.backbone.channels
+        self.psp = PyramidPooling(c4, PSP_DIM) if base_classes else None
+        self.base_learner = BaseLearner(PSP_DIM, base_classes) if base_classes else None
+
+        self.query_reduce = _reduce(c3 + c2, feature_dropout)
+        self.support_reduce = _reduce(c3 + c2, feature_dropout)
+        self.query_merge = _merge(2 * REDUCED_DIM + 2, dim)
+        self.support_merge = _merge(2 * REDUCED_DIM, dim)
+        self.encoder = HierarchicalEncoder(dim, heads, dropout=dropout)
+        self.cascade = CascadeMatching(dim, len(heads), shots=shots, dropout=dropout)
+        self.ensemble = (
+            BaseMetaEnsemble(shots, shot_hidden_dim=shot_hidden_dim) if base_classes else None
+        )
+
+        self.smallest_size = self.backbone.smallest_size(self.encoder.min_grid)
+        if image_size < self.smallest_size:
+            raise ValueError(
+                f"image_size must be at least {self.smallest_size} for backbone {backbone!r} and "
+                f"{len(heads)} stages, got {image_size}"
+            )
+        # The mixin would keep the arguments as they came; these are equal before and after JSON.
+        self._hub_mixin_config: dict[str, Any] = {
+            "backbone": backbone,
+            "base_classes": base_classes,
+            "shots": shots,
+            "image_size": image_size,
+            "dim": dim,
+            "heads": list(heads),
+            "dropout": dropout,
+            "feature_dropout": feature_dropout,
+            "shot_hidden_dim": shot_hidden_dim,
+            "frozen_norm": frozen_norm,
+        }
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments: `HDMNet(**model.config)` has the same architecture."""
+        return self._hub_mixin_config | {"heads": tuple(self._hub_mixin_config["heads"])}
+
+    # Inference and training
+
+    def forward(
+        self, query: Tensor, supports: Tensor, masks: Tensor, base_class: Tensor | None = None
+    ) -> HDMNetOutput:
+        """Segment B queries, each with K supports of its own.
+
+        Args:
+            query: (B, 3, H, W) RGB, normalised with `backbone.mean` and `backbone.std`.
+            supports: (B, K, 3, H', W') RGB, likewise.
+            masks: (B, K, H', W') support masks: 1 = object, 255 = ignore, 0 = background.
+            base_class: (B,) long, in 0 … base_classes - 1: in training, the base class that each
+                episode asks for.
+
+        Returns:
+            Scores at H × W, correlation maps and priors.
+
+        Raises:
+            ValueError: If a shape does not fit, or the images are too small.
+        """
+        return self.match(query, self.support_features(supports, masks), base_class)
+
+    def support_features(self, supports: Tensor, masks: Tensor) -> SupportSet:
+        """Everything `match` needs of B episodes' supports, with gradients.
+
+        Args:
+            supports: (B, K, 3, H, W), as for `forward`.
+            masks: (B, K, H, W), as for `forward`.
+
+        Raises:
+            ValueError: If a shape does not fit, or the images are too small.
+        """
+        if supports.ndim != 5 or supports.shape[2] != 3 or supports.shape[1] < 1:
+            raise ValueError(
+                "supports must be (B, K, 3, H, W) with K ≥ 1, got " + _shape(supports)
+            )
+        if masks.shape != supports.shape[:2] + supports.shape[3:]:
+            raise ValueError(
+                f"masks must be (B, K, H, W) of the supports {_shape(supports)}, got "
+                + _shape(masks)
+            )
+        self._check_size(supports)
+        shots = supports.shape[1]
+        mask = (masks == 1).to(supports.dtype)
+        f2, f3, f4 = self.backbone((supports * mask[:, :, None]).flatten(0, 1))
+        f5 = f3 if self.psp is None else self.psp(f4)
+        s = _split_shots(self.support_reduce(torch.cat([f3, f2], dim=1)), shots)
+        prototypes = masked_average_pool(s, mask).to(s.dtype)
+        tokens = self.support_merge(
+            torch.cat([s, _on_grid(prototypes, s)], dim=2).flatten(0, 1)
+        )
+        return SupportSet(
+            mask=mask,
+            prototype=prototypes.mean(dim=1),
+            tokens=tuple(_split_shots(level, shots) for level in self.encoder(tokens)),
+            prior_features=(_split_shots(f5, shots), _split_shots(f4, shots)),
+            gram=None if self.ensemble is None else gram_matrix(_split_shots(f2, shots)),
+        )
+
+    def match(
+        self, query: Tensor, supports: SupportSet, base_class: Tensor | None = None
+    ) -> HDMNetOutput:
+        """Segment B queries with encoded supports: of B episodes, or of one episode for all.
+
+        Args:
+            query: (B, 3, H, W), as for `forward`.
+            supports: Made by this model's `support_features` or `encode_supports`.
+            base_class: (B,) long, as for `forward`.
+
+        Raises:
+            ValueError: If a shape does not fit, or the images are too small.
+        """
+        if query.ndim != 4 or query.shape[1] != 3:
+            raise ValueError("query must be (B, 3, H, W), got " + _shape(query))
+        self._check_size(query)
+        supports = supports.expand(query.shape[0])
+        f2, f3, f4 = self.backbone(query)
+        f5 = f3 if self.psp is None else self.psp(f4)
+        prior = torch.stack(
+            [
+                cosine_prior(q, s, supports.mask)
+                for q, s in zip((f5, f4), supports.prior_features, strict=True)
+            ],
+            dim=1,
+        )
+        q = self.query_reduce(torch.cat([f3, f2], dim=1))
+        tokens = self.query_merge(
+            torch.cat(
+                [q, _on_grid(supports.prototype, q), (PRIOR_SCALE * prior).to(q.dtype)], dim=1
+            )
+        )
+        meta, correlations = self.cascade(
+            self.encoder(tokens), supports.tokens, supports.mask, prior
+        )
+        size = query.shape[-2:]
+        meta_full = upsample(meta, size, align_corners=True)
+        if self.ensemble is None or self.base_learner is None or supports.gram is None:
+            return HDMNetOutput(
+                meta_full.float().softmax(dim=1), meta_full, None, correlations, prior
+            )
+        base = self.base_learner(f5)
+        distances = gram_distance(gram_matrix(f2), supports.gram)
+        final = self.ensemble(meta, base, distances, base_class)
+        return HDMNetOutput(
+            upsample(final, size, align_corners=True),
+            meta_full,
+            upsample(base, size, align_corners=True),
+            correlations,
+            prior,
+        )
+
+    def encode_supports(
+        self, supports: ImageLike | Sequence[ImageLike], masks: ImageLike | Sequence[ImageLike]
+    ) -> SupportSet:
+        """Encode one class once, for any number of `predict` calls.
+
+        Args:
+            supports: One image or a sequence of K: file paths, PIL images, (H, W, 3) uint8 arrays,
+                or (3, H, W) tensors, uint8 or in [0, 1].
+            masks: The mask of each, of its size: bool, {0, 1}, {0, 255}, or {0, 1, 255} where 255
+                is ignored.
+
+        Raises:
+            TypeError, ValueError: If an image or mask is not one of these.
+        """
+        return prediction.encode_supports(self, supports, masks)
+
+    def predict(
+        self,
+        query: ImageLike | Sequence[ImageLike],
+        supports: ImageLike | Sequence[ImageLike] | SupportSet,
+        masks: ImageLike | Sequence[ImageLike] | None = None,
+    ) -> Segmentation | list[Segmentation]:
+        """Segment one image, or a list of images, at their own sizes.
+
+        Images are resized to `image_size` × `image_size`, and the answer back to the query's size.
+        The model computes in eval mode, and is left in the mode it was found in.
+
+        Args:
+            query: One image, or a list of images for a list of results.
+            supports: As for `encode_supports`; or what that returned.
+            masks: As for `encode_supports`; left out with an encoded set.
+
+        Raises:
+            TypeError, ValueError: If an image or mask is none of those.
+        """
+        return prediction.predict(self, query, supports, masks)
+
+    # Fine-tuning
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training mode, but for what is frozen: it stays in eval mode."""
+        super().train(mode)
+        if self.frozen_norm:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        if self._backbone_frozen:
+            for module in self._frozen_modules():
+                module.eval()
+        return self
+
+    def freeze_backbone(self) -> Self:
+        """Freeze backbone, PSP head and base learner, as the paper does to train the rest."""
+        self._backbone_frozen = True
+        for module in self._frozen_modules():
+            module.requires_grad_(False).eval()
+        return self
+
+    def param_groups(
+        self, lr: float, *, head_multiplier: float = 10.0
+    ) -> list[dict[str, Any]]:
+        """Groups of the trainable parameters for an optimiser.
+
+        The transformer (`encoder` and `cascade`) and, where it is not frozen, what
+        `freeze_backbone` would freeze, learn at `lr`; the rest at `lr * head_multiplier`.
+
+        Args:
+            lr: Learning rate of the transformer; the paper's is 1e-4, with AdamW and weight decay
+                0.01.
+            head_multiplier: Factor of the other parts' learning rate.
+
+        Returns:
+            Dicts of `params`, `lr` and `name` ("transformer", "backbone", "head"), none empty.
+        """
+        transformer = _trainable((self.encoder, self.cascade))
+        backbone = _trainable(self._frozen_modules())
+        taken = {id(p) for p in (*transformer, *backbone)}
+        head = [p for p in _trainable((self,)) if id(p) not in taken]
+        groups = (
+            {"params": transformer, "lr": lr, "name": "transformer"},
+            {"params": backbone, "lr": lr, "name": "backbone"},
+            {"params": head, "lr": lr * head_multiplier, "name": "head"},
+        )
+        return [group for group in groups if group["params"]]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the transformer's activations in the backward pass instead of keeping them."""
+        for module in self.modules():
+            if isinstance(module, SelfAttentionStage | CascadeMatching):
+                module.grad_checkpointing = enable
+
+    # Saving and loading
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # the mixin takes any keyword; this names them
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+        map_location: str = "cpu",
+        strict: bool = True,
+    ) -> Self:
+        """Load a model in eval mode.
+
+        Args:
+            pretrained_model_name_or_path: A name of `list_pretrained` (bundled: no network), a
+                folder that `save_pretrained` wrote, or a Hub repository "user/repo".
+            force_download: Download even what is in the cache.
+            token: Hub token, or whether to use the stored one.
+            cache_dir: Folder of downloaded files.
+            local_files_only: Never download.
+            revision: Branch, tag or commit of the repository.
+            map_location: Device to load to.
+            strict: Whether missing or surplus tensors are an error.
+
+        Raises:
+            FileNotFoundError: If a folder holds no config.json and model.safetensors.
+            RuntimeError: If the tensors do not fit the configuration.
+        """
+        return super().from_pretrained(
+            pretrained.resolve(pretrained_model_name_or_path),
+            force_download=force_download,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            revision=revision,
+            map_location=map_location,
+            strict=strict,
+        )
+
+    @classmethod
+    def _from_pretrained(  # type: ignore[override]
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        map_location: str = "cpu",
+        strict: bool = True,
+        **config: Any,
+    ) -> Self:
+        # The mixin's own prints, falls back to pickles, and is not strict.
+        if os.path.isdir(model_id):
+            file = os.path.join(model_id, constants.SAFETENSORS_SINGLE_FILE)
+        else:
+            file = hf_hub_download(
+                model_id,
+                constants.SAFETENSORS_SINGLE_FILE,
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                token=token,
+                local_files_only=local_files_only,
+            )
+        return cls._load_as_safetensor(cls(**config), file, map_location, strict)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        file = save_directory / constants.SAFETENSORS_SINGLE_FILE
+        temporary = file.with_suffix(".tmp")
+        try:
+            save_model(self, str(temporary))
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        parts = (self.backbone, self.psp, self.base_learner)
+        return [part for part in parts if part is not None]
+
+    def _check_size(self, images: Tensor) -> None:
+        if min(images.shape[-2:]) < self.smallest_size:
+            raise ValueError(
+                f"images of {images.shape[-2]} × {images.shape[-1]} are too small for the coarsest "
+                f"stage: height and width must be at least {self.smallest_size}"
+            )
+
+
+def _reduce(in_channels: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, REDUCED_DIM, 1, bias=False),
+        nn.ReLU(inplace=True),
+        nn.Dropout2d(dropout),
+    )
+
+
+def _merge(in_channels: int, dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(in_channels, dim, 1, bias=False), nn.ReLU(inplace=True))
+
+
+def _split_shots(x: Tensor, shots: int) -> Tensor:
+    return rearrange(x, "(b k) c h w -> b k c h w", k=shots)
+
+
+def _on_grid(vector: Tensor, grid: Tensor) -> Tensor:
+    return repeat(vector, "... c -> ... c h w", h=grid.shape[-2], w=grid.shape[-1])
+
+
+def _trainable(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+    return [p for module in modules for p in module.parameters() if p.requires_grad]
+
+
+def _shape(x: Tensor) -> str:
+    return str(tuple(x.shape))

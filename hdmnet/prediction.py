@@ -1,0 +1,211 @@
+"""From people's images to masks and back."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from hdmnet._ops import nearest, upsample
+from hdmnet.images import ImageLike, load_image, load_mask
+
+if TYPE_CHECKING:
+    from hdmnet.model import HDMNet
+
+
+@dataclass(frozen=True)
+class SupportSet:
+    """Everything about the supports of B episodes that does not depend on the query.
+
+    Made by `HDMNet.encode_supports` or `HDMNet.support_features`; opaque to its users.
+    """
+
+    mask: Tensor
+    """(B, K, H, W) in {0, 1}, 1 = object."""
+    prototype: Tensor
+    """(B, 256), the mean over shots."""
+    tokens: tuple[Tensor, ...]
+    """(B, K, C, h_s, w_s) per stage, finest first."""
+    prior_features: tuple[Tensor, Tensor]
+    """(B, K, C_l, h, w), of f5 (f3 without base learner) and f4."""
+    gram: Tensor | None
+    """(B, K, C_2, C_2), or None without base learner."""
+
+    @property
+    def shots(self) -> int:
+        """Number of supports K of each episode."""
+        return self.mask.shape[1]
+
+    def expand(self, batch: int) -> "SupportSet":
+        """One episode's set, shared by `batch` queries; a set of `batch` episodes as it is.
+
+        Raises:
+            ValueError: If the set holds neither one episode nor `batch`.
+        """
+        episodes = self.mask.shape[0]
+        if episodes == batch:
+            return self
+        if episodes != 1:
+            raise ValueError(f"supports of {episodes} episodes do not fit {batch} queries")
+
+        def share(x: Tensor) -> Tensor:
+            return x.expand(batch, *x.shape[1:])
+
+        f5, f4 = self.prior_features
+        return SupportSet(
+            mask=share(self.mask),
+            prototype=share(self.prototype),
+            tokens=tuple(share(level) for level in self.tokens),
+            prior_features=(share(f5), share(f4)),
+            gram=None if self.gram is None else share(self.gram),
+        )
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The answer to one query, on the CPU."""
+
+    probability: Tensor
+    """(H, W) float32 in [0, 1], at the query's own size."""
+
+    @property
+    def mask(self) -> Tensor:
+        """(H, W) bool: probability > 0.5."""
+        return self.probability > 0.5
+
+    def overlay(
+        self,
+        image: ImageLike,
+        *,
+        color: tuple[int, int, int] = (255, 80, 0),
+        opacity: float = 0.5,
+    ) -> Image.Image:
+        """The query with the mask tinted and outlined.
+
+        Args:
+            image: The query, of the mask's size.
+            color: R, G, B in 0 … 255.
+            opacity: Of the tint, in [0, 1].
+
+        Raises:
+            ValueError: If the image is not of the mask's size.
+        """
+        pixels = load_image(image).cpu()
+        if pixels.shape[-2:] != self.mask.shape:
+            raise ValueError(
+                f"the image is {tuple(pixels.shape[-2:])} (H, W) but the mask is "
+                f"{tuple(self.mask.shape)}: pass the query itself"
+            )
+        mask = self.mask[None].float()
+        width = 1 + max(mask.shape) // 400
+        eroded = -F.max_pool2d(-mask, 2 * width + 1, stride=1, padding=width)
+        weight = torch.where(mask > eroded, 1.0, opacity * mask)
+        tint = torch.tensor(color).view(3, 1, 1) / 255
+        blended = pixels + weight * (tint - pixels)
+        return Image.fromarray((blended * 255).round().byte().permute(1, 2, 0).numpy())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the mask as a PNG file: 255 = object, 0 = background; `load_mask` reads it back.
+
+        Raises:
+            ValueError: If `path` does not end in .png.
+        """
+        path = Path(path)
+        if path.suffix.lower() != ".png":
+            raise ValueError(f"masks are saved as PNG: give a path that ends in .png, not {path}")
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            Image.fromarray(self.mask.byte().mul(255).numpy()).save(temporary, format="PNG")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def encode_supports(
+    model: "HDMNet",
+    supports: ImageLike | Sequence[ImageLike],
+    masks: ImageLike | Sequence[ImageLike],
+) -> SupportSet:
+    """Encode one class, see `HDMNet.encode_supports`."""
+    images, mask_list = _as_list(supports), _as_list(masks)
+    if len(images) != len(mask_list) or not images:
+        raise ValueError(
+            f"got {len(images)} supports and {len(mask_list)} masks: expected one mask for each "
+            "support, and at least one support"
+        )
+    tensors = [load_image(image) for image in images]
+    labels = [
+        load_mask(mask, (image.shape[-2], image.shape[-1]))
+        for mask, image in zip(mask_list, tensors, strict=True)
+    ]
+    size = (model.image_size, model.image_size)
+    batch = torch.stack([_prepare(model, image) for image in tensors])
+    mask = torch.stack([nearest(label[None, None].float(), size)[0, 0] for label in labels])
+    with evaluating(model):
+        return model.support_features(batch[None], mask[None].to(batch.device))
+
+
+def predict(
+    model: "HDMNet",
+    query: ImageLike | Sequence[ImageLike],
+    supports: ImageLike | Sequence[ImageLike] | SupportSet,
+    masks: ImageLike | Sequence[ImageLike] | None = None,
+) -> Segmentation | list[Segmentation]:
+    """Segment one image or a list of images, see `HDMNet.predict`."""
+    if isinstance(supports, SupportSet):
+        if masks is not None:
+            raise ValueError("an encoded SupportSet holds its masks: leave masks out")
+        support_set = supports
+    elif masks is None:
+        raise ValueError("masks is missing: give one mask for each support")
+    else:
+        support_set = encode_supports(model, supports, masks)
+    if not isinstance(query, list | tuple):
+        return _segment(model, cast(ImageLike, query), support_set)
+    return [_segment(model, image, support_set) for image in query]
+
+
+def _segment(model: "HDMNet", query: ImageLike, supports: SupportSet) -> Segmentation:
+    image = load_image(query)
+    with evaluating(model):
+        final = model.match(_prepare(model, image)[None], supports).final
+        scores = upsample(final.float(), image.shape[-2:], align_corners=False)[0].clamp(min=0)
+        background, foreground = scores
+        probability = foreground / (background + foreground).clamp(min=1e-12)
+    return Segmentation(probability.cpu())
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients inside; every module's own mode again afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _prepare(model: "HDMNet", image: Tensor) -> Tensor:
+    """(3, H, W) in [0, 1] → (3, image_size, image_size), normalised, where the model is."""
+    reference = next(model.parameters())
+    image = image.to(reference.device)
+    size = (model.image_size, model.image_size)
+    resized = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+    mean, std = (
+        torch.tensor(values, device=image.device).view(3, 1, 1)
+        for values in (model.backbone.mean, model.backbone.std)
+    )
+    return ((resized - mean) / std).to(reference.dtype)
+
+
+def _as_list(value: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
+    return list(value) if isinstance(value, list | tuple) else [cast(ImageLike, value)]

@@ -1,0 +1,77 @@
+"""Training-free comparisons of support and query features (arXiv 2303.14652)."""
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from hdmnet._ops import nearest, no_autocast, upcast, upsample
+
+
+def masked_average_pool(features: Tensor, mask: Tensor) -> Tensor:
+    """Mean feature of the object: the prototype of each shot.
+
+    Args:
+        features: (B, K, C, h, w) support features.
+        mask: (B, K, H, W) masks in {0, 1}, at any resolution.
+
+    Returns:
+        (B, K, C) prototypes; 0 where a mask is empty.
+
+    Source: the prototype of PFENet (arXiv 2008.01449), which HDMNet takes over.
+    """
+    features = upcast(features)
+    weight = upsample(mask.to(features.dtype), features.shape[-2:], align_corners=True)[:, :, None]
+    return (features * weight).sum((-2, -1)) / (weight.sum((-2, -1)) + 5e-4)
+
+
+def cosine_prior(query: Tensor, support: Tensor, mask: Tensor) -> Tensor:
+    """Cosine similarity of each query position to the most similar support position.
+
+    Background support positions take part with similarity 0, so the prior is negative only where a
+    mask covers its whole support.
+
+    Args:
+        query: (B, C, h, w) query features.
+        support: (B, K, C, h', w') features of the masked support images.
+        mask: (B, K, H, W) masks in {0, 1}, at any resolution.
+
+    Returns:
+        (B, h, w) similarities in [-1, 1], the mean over shots.
+
+    Source: the prior mask of PFENet (arXiv 2008.01449), which HDMNet takes over.
+    """
+    with no_autocast(query):
+        query, support = upcast(query), upcast(support)
+        weight = nearest(mask.to(support.dtype), support.shape[-2:])[:, :, None]
+        q = rearrange(query, "b c h w -> b 1 (h w) c")
+        s = rearrange(support * weight, "b k c h w -> b k c (h w)")
+        norms = q.norm(dim=-1, keepdim=True) * s.norm(dim=-2, keepdim=True)
+        similarity = (q @ s / (norms + 1e-7)).amax(dim=-1).mean(dim=1)
+    return rearrange(similarity, "b (h w) -> b h w", h=query.shape[-2])
+
+
+def gram_matrix(features: Tensor) -> Tensor:
+    """Cosines between the channels of a map, (…, C, h, w) → (…, C, C): its style.
+
+    Source: BAM (arXiv 2203.07615), ensemble module.
+    """
+    with no_autocast(features):
+        f = upcast(features).flatten(-2)
+        norm = f.norm(dim=-1, keepdim=True)
+        return f @ f.mT / (norm * norm.mT + 1e-7)
+
+
+def gram_distance(query: Tensor, support: Tensor) -> Tensor:
+    """Difference in style between the query image and each support image.
+
+    Args:
+        query: (B, C, C) Gram matrix of the query.
+        support: (B, K, C, C) Gram matrices of the supports.
+
+    Returns:
+        (B, K) Frobenius norms of the differences, divided by C; at least 0.
+
+    Source: BAM (arXiv 2203.07615), ensemble module.
+    """
+    difference = query[:, None] - support
+    return torch.linalg.matrix_norm(difference) / query.shape[-1]

@@ -1,0 +1,151 @@
+"""The hierarchical self-attention encoder that query and supports share (arXiv 2303.14652)."""
+
+from collections.abc import Sequence
+
+from timm.layers import LayerNorm2d
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hdmnet.attention import MixFFN, SpatialReductionAttention
+
+
+class PatchEmbed(nn.Module):
+    """Convolution and LayerNorm that open a stage.
+
+    Args:
+        in_channels: Channels of the input map.
+        dim: Channels of the output map.
+        stride: 1 keeps the grid (1 × 1 kernel), 2 halves it rounding up (3 × 3 kernel).
+
+    Source: HDMNet, hierarchical self-attention.
+    """
+
+    def __init__(self, in_channels: int, dim: int, *, stride: int = 1) -> None:
+        super().__init__()
+        kernel = 1 if stride == 1 else 3
+        self.projection = nn.Conv2d(in_channels, dim, kernel, stride=stride, padding=kernel // 2)
+        self.norm = LayerNorm2d(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, h, w) → (B, dim, ⌈h / stride⌉, ⌈w / stride⌉)."""
+        return self.norm(self.projection(x))
+
+
+class SelfAttentionBlock(nn.Module):
+    """Pre-norm transformer block: x += attention(LN(x)); x += FFN(LN(x))."""
+
+    def __init__(self, dim: int, heads: int, *, reduction: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm2d(dim)
+        self.attention = SpatialReductionAttention(
+            dim, heads, reduction=reduction, dropout=dropout
+        )
+        self.norm2 = LayerNorm2d(dim)
+        self.ffn = MixFFN(dim, dropout=dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform the map `x` (B, C, h, w); same shape."""
+        x = x + self.attention(self.norm1(x))
+        return x + self.ffn(self.norm2(x))
+
+
+class SelfAttentionStage(nn.Module):
+    """Patch embedding, transformer blocks, LayerNorm: one level of the hierarchy.
+
+    Args:
+        in_channels: Channels of the input map.
+        dim: Channels C of the output map.
+        heads: Attention heads of each block.
+        stride: Stride of the patch embedding, 1 or 2.
+        reduction: Spatial reduction of keys and values in each block.
+        depth: Number of blocks.
+        dropout: Dropout probability in the blocks.
+
+    Source: HDMNet, hierarchical self-attention.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        dim: int,
+        heads: int,
+        *,
+        stride: int = 1,
+        reduction: int = 1,
+        depth: int = 2,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.patch_embed = PatchEmbed(in_channels, dim, stride=stride)
+        self.blocks = nn.ModuleList(
+            SelfAttentionBlock(dim, heads, reduction=reduction, dropout=dropout)
+            for _ in range(depth)
+        )
+        self.norm = LayerNorm2d(dim)
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, h, w) → (B, dim, ⌈h / stride⌉, ⌈w / stride⌉)."""
+        x = self.patch_embed(x)
+        for block in self.blocks:
+            if self.grad_checkpointing and self.training:
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return self.norm(x)
+
+
+class HierarchicalEncoder(nn.Module):
+    """Self-attention stages, each on half the grid of the one before.
+
+    Args:
+        dim: Channels C of the input and of every level.
+        heads: Attention heads of each stage, finest first; its length is the number of stages S.
+        dropout: Dropout probability in the blocks.
+
+    Attributes:
+        min_grid: The smallest input height and width, 2^(S - 1): below it the spatial reduction
+            of the first stage has nothing left.
+
+    Source: HDMNet, hierarchical self-attention.
+    """
+
+    def __init__(
+        self, dim: int = 64, heads: Sequence[int] = (2, 4, 8), *, dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.min_grid = 2 ** (len(heads) - 1)
+        self.stages = nn.ModuleList(
+            SelfAttentionStage(
+                dim,
+                dim,
+                stage_heads,
+                stride=1 if level == 0 else 2,
+                reduction=self.min_grid // 2**level,
+                dropout=dropout,
+            )
+            for level, stage_heads in enumerate(heads)
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Encode a map into a pyramid.
+
+        Args:
+            x: (B, C, h, w) with h and w at least `min_grid`.
+
+        Returns:
+            S maps (B, C, ⌈h / 2^s⌉, ⌈w / 2^s⌉), finest first.
+
+        Raises:
+            ValueError: If the grid is smaller than `min_grid`.
+        """
+        if min(x.shape[-2:]) < self.min_grid:
+            raise ValueError(
+                f"the feature grid is {x.shape[-2]} × {x.shape[-1]}, but {len(self.stages)} stages "
+                f"need at least {self.min_grid} × {self.min_grid}: use a larger input"
+            )
+        pyramid = []
+        for stage in self.stages:
+            x = stage(x)
+            pyramid.append(x)
+        return tuple(pyramid)
