@@ -55,7 +55,7 @@ def load_image(image: ImageLike) -> Tensor:
     if scale is not None:
         values = values / scale
     else:
-        low, high = (bound.item() for bound in values.detach().aminmax())
+        low, high = (bound.item() for bound in values.aminmax())
         if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):  # refuses NaN too
             raise ValueError(
                 f"{name} has values from {low:g} to {high:g}: float tensors hold finite values "
@@ -98,7 +98,7 @@ def load_mask(mask: ImageLike, size: tuple[int, int]) -> Tensor:
         values = values.long()  # torch has few operations on the wider unsigned integers
     is_one, is_full = values == 1, values == 255
     if not (is_one | is_full | (values == 0)).all():
-        found = list(dict.fromkeys(f"{value:g}" for value in np.unique(values.tolist())))
+        found = [f"{value:.9g}" for value in np.unique(values.tolist())]
         listed = ", ".join(found[:_LISTED_VALUES]) + (", …" if len(found) > _LISTED_VALUES else "")
         raise ValueError(
             f"{name} has the values {listed}: expected 0 for background, 1 or 255 for the object, "

@@ -12,7 +12,7 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from hdmnet import prediction, pretrained
-from hdmnet._ops import nearest, upsample
+from hdmnet._ops import upcast, upsample
 from hdmnet.backbone import FeaturePyramid
 from hdmnet.ensemble import BaseLearner, BaseMetaEnsemble, PyramidPooling
 from hdmnet.images import ImageLike
@@ -163,9 +163,9 @@ class HDMNet(
         Raises:
             ValueError: If a shape does not fit, or the images are too small.
         """
-        return self.match(query, self.support_features(supports, masks), base_class)
+        return self.match(query, self.encode(supports, masks), base_class)
 
-    def support_features(self, supports: Tensor, masks: Tensor) -> SupportSet:
+    def encode(self, supports: Tensor, masks: Tensor) -> SupportSet:
         """Everything `match` needs of B episodes' supports, with gradients.
 
         Args:
@@ -176,31 +176,14 @@ class HDMNet(
             ValueError: If a shape does not fit, or the images are too small.
         """
         if supports.ndim != 5 or supports.shape[2] != 3 or supports.shape[1] < 1:
-            raise ValueError(
-                "supports must be (B, K, 3, H, W) with K ≥ 1, got " + _shape(supports)
-            )
+            raise ValueError(f"supports must be (B, K, 3, H, W) with K ≥ 1, got {_shape(supports)}")
         if masks.shape != supports.shape[:2] + supports.shape[3:]:
             raise ValueError(
-                f"masks must be (B, K, H, W) of the supports {_shape(supports)}, got "
-                + _shape(masks)
+                f"masks must be (B, K, H, W) of the supports {_shape(supports)}, got {_shape(masks)}"
             )
         self._check_size(supports)
-        shots = supports.shape[1]
-        mask = (masks == 1).to(supports.dtype)
-        f2, f3, f4 = self.backbone((supports * mask[:, :, None]).flatten(0, 1))
-        f5 = f3 if self.psp is None else self.psp(f4)
-        s = _split_shots(self.support_reduce(torch.cat([f3, f2], dim=1)), shots)
-        prototypes = masked_average_pool(s, mask).to(s.dtype)
-        tokens = self.support_merge(
-            torch.cat([s, _on_grid(prototypes, s)], dim=2).flatten(0, 1)
-        )
-        return SupportSet(
-            mask=mask,
-            prototype=prototypes.mean(dim=1),
-            tokens=tuple(_split_shots(level, shots) for level in self.encoder(tokens)),
-            prior_features=(_split_shots(f5, shots), _split_shots(f4, shots)),
-            gram=None if self.ensemble is None else gram_matrix(_split_shots(f2, shots)),
-        )
+        foreground = (masks == 1)[:, :, None].to(supports.dtype)
+        return self.encode_features(self.backbone((supports * foreground).flatten(0, 1)), masks)
 
     def match(
         self, query: Tensor, supports: SupportSet, base_class: Tensor | None = None
@@ -209,17 +192,59 @@ class HDMNet(
 
         Args:
             query: (B, 3, H, W), as for `forward`.
-            supports: Made by this model's `support_features` or `encode_supports`.
+            supports: Made by this model's `encode` or `encode_supports`.
             base_class: (B,) long, as for `forward`.
 
         Raises:
             ValueError: If a shape does not fit, or the images are too small.
         """
         if query.ndim != 4 or query.shape[1] != 3:
-            raise ValueError("query must be (B, 3, H, W), got " + _shape(query))
+            raise ValueError(f"query must be (B, 3, H, W), got {_shape(query)}")
         self._check_size(query)
-        supports = supports.expand(query.shape[0])
-        f2, f3, f4 = self.backbone(query)
+        size = (query.shape[-2], query.shape[-1])
+        return self.match_features(self.backbone(query), supports, size, base_class)
+
+    def encode_features(
+        self, features: tuple[Tensor, Tensor, Tensor], masks: Tensor
+    ) -> SupportSet:
+        """`encode` on features that are there already, as a frozen backbone allows.
+
+        Args:
+            features: `backbone` of the B · K supports, each multiplied by its mask.
+            masks: (B, K, H, W), as for `forward`.
+        """
+        f2, f3, f4 = features
+        shots = masks.shape[1]
+        mask = (masks == 1).to(f2.dtype)
+        f5 = f3 if self.psp is None else self.psp(f4)
+        s = _split_shots(self.support_reduce(torch.cat([f3, f2], dim=1)), shots)
+        prototypes = masked_average_pool(s, mask).to(s.dtype)
+        tokens = self.support_merge(torch.cat([s, _on_grid(prototypes, s)], dim=2).flatten(0, 1))
+        return SupportSet(
+            mask=mask,
+            prototype=prototypes.mean(dim=1),
+            tokens=tuple(_split_shots(level, shots) for level in self.encoder(tokens)),
+            prior_features=(_split_shots(f5, shots), _split_shots(f4, shots)),
+            gram=None if self.ensemble is None else gram_matrix(_split_shots(f2, shots)),
+        )
+
+    def match_features(
+        self,
+        features: tuple[Tensor, Tensor, Tensor],
+        supports: SupportSet,
+        size: tuple[int, int],
+        base_class: Tensor | None = None,
+    ) -> HDMNetOutput:
+        """`match` on features that are there already, as a frozen backbone allows.
+
+        Args:
+            features: `backbone` of the B queries.
+            supports: As for `match`.
+            size: Height and width of the queries.
+            base_class: (B,) long, as for `forward`.
+        """
+        f2, f3, f4 = features
+        supports = supports.expand(f2.shape[0])
         f5 = f3 if self.psp is None else self.psp(f4)
         prior = torch.stack(
             [
@@ -229,29 +254,24 @@ class HDMNet(
             dim=1,
         )
         q = self.query_reduce(torch.cat([f3, f2], dim=1))
-        tokens = self.query_merge(
-            torch.cat(
-                [q, _on_grid(supports.prototype, q), (PRIOR_SCALE * prior).to(q.dtype)], dim=1
-            )
-        )
+        parts = [q, _on_grid(supports.prototype, q), (PRIOR_SCALE * prior).to(q.dtype)]
+        tokens = self.query_merge(torch.cat(parts, dim=1))
         meta, correlations = self.cascade(
             self.encoder(tokens), supports.tokens, supports.mask, prior
         )
-        size = query.shape[-2:]
         meta_full = upsample(meta, size, align_corners=True)
         if self.ensemble is None or self.base_learner is None or supports.gram is None:
-            return HDMNetOutput(
-                meta_full.float().softmax(dim=1), meta_full, None, correlations, prior
-            )
+            final = upcast(meta_full).softmax(dim=1)
+            return HDMNetOutput(final, meta_full, None, correlations, prior)
         base = self.base_learner(f5)
         distances = gram_distance(gram_matrix(f2), supports.gram)
         final = self.ensemble(meta, base, distances, base_class)
         return HDMNetOutput(
-            upsample(final, size, align_corners=True),
-            meta_full,
-            upsample(base, size, align_corners=True),
-            correlations,
-            prior,
+            final=upsample(final, size, align_corners=True),
+            meta=meta_full,
+            base=upsample(base, size, align_corners=True),
+            correlations=correlations,
+            prior=prior,
         )
 
     def encode_supports(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class SupportSet:
     """Everything about the supports of B episodes that does not depend on the query.
 
-    Made by `HDMNet.encode_supports` or `HDMNet.support_features`; opaque to its users.
+    Made by `HDMNet.encode_supports` or `HDMNet.encode`; opaque to its users.
     """
 
     mask: Tensor
@@ -148,7 +148,7 @@ def encode_supports(
     batch = torch.stack([_prepare(model, image) for image in tensors])
     mask = torch.stack([nearest(label[None, None].float(), size)[0, 0] for label in labels])
     with evaluating(model):
-        return model.support_features(batch[None], mask[None].to(batch.device))
+        return model.encode(batch[None], mask[None].to(batch.device))
 
 
 def predict(

