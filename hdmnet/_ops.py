@@ -29,3 +29,24 @@ def no_autocast(x: Tensor) -> torch.autocast:
     become an error of 4 % there.
     """
     return torch.autocast(x.device.type, enabled=False)
+
+
+def keep_foreground(x: Tensor, mask: Tensor, *, spare: int = 0) -> tuple[Tensor, Tensor]:
+    """Drop positions outside of the mask: what is multiplied by 0 need not be computed.
+
+    Rows keep as many positions as the fullest one has in its mask, so some outside may remain.
+    A compiled graph keeps them all, for its shapes must not depend on the data.
+
+    Args:
+        x: (..., N, C) values.
+        mask: (..., N) weights, at least 0.
+        spare: Number of positions outside of the mask that every row keeps, if it has them.
+
+    Returns:
+        (..., n, C) and (..., n) with n ≤ N.
+    """
+    if torch.compiler.is_compiling():
+        return x, mask
+    longest = int((mask > 0).sum(dim=-1).amax())
+    kept = mask.topk(min(max(longest + spare, 1), mask.shape[-1])).indices
+    return x.gather(-2, kept[..., None].expand(*kept.shape, x.shape[-1])), mask.gather(-1, kept)

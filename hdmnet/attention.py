@@ -5,7 +5,7 @@ from einops import rearrange
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from hdmnet._ops import no_autocast, upcast
+from hdmnet._ops import keep_foreground, no_autocast, upcast
 
 
 class SpatialReductionAttention(nn.Module):
@@ -106,11 +106,13 @@ class MatchingAttention(nn.Module):
             and foreground support positions of cosine / temperature.
         """
         query_tokens = rearrange(query, "b c h w -> b (h w) c")
-        support_tokens = rearrange(support, "b k c h w -> b (k h w) c")
+        support_tokens, m = keep_foreground(
+            rearrange(support, "b k c h w -> b (k h w) c"), rearrange(mask, "b k h w -> b (k h w)")
+        )
         q = split_heads(self.query(query_tokens), self.heads)
         k = split_heads(self.key(support_tokens), self.heads)
         v = split_heads(self.value(support_tokens), self.heads)
-        m = rearrange(mask, "b k h w -> b 1 (k h w) 1")
+        m = rearrange(m, "b n -> b 1 n 1")
         with no_autocast(query):
             q, k, v, m = upcast(q), upcast(k), upcast(v), upcast(m)
             q = F.normalize(q, dim=-1, eps=1e-12)

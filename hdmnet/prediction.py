@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
+from einops import repeat
 from PIL import Image
 from torch import Tensor, nn
 
@@ -43,19 +44,19 @@ class SupportSet:
         return self.mask.shape[1]
 
     def expand(self, batch: int) -> "SupportSet":
-        """One episode's set, shared by `batch` queries; a set of `batch` episodes as it is.
+        """The set for `batch` queries: each episode shared by consecutive queries, equally many.
 
         Raises:
-            ValueError: If the set holds neither one episode nor `batch`.
+            ValueError: If `batch` is not a multiple of the episodes that the set holds.
         """
         episodes = self.mask.shape[0]
         if episodes == batch:
             return self
-        if episodes != 1:
+        if batch % episodes:
             raise ValueError(f"supports of {episodes} episodes do not fit {batch} queries")
 
         def share(x: Tensor) -> Tensor:
-            return x.expand(batch, *x.shape[1:])
+            return repeat(x, "episodes ... -> (episodes queries) ...", queries=batch // episodes)
 
         f5, f4 = self.prior_features
         return SupportSet(

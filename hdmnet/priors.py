@@ -4,7 +4,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from hdmnet._ops import nearest, no_autocast, upcast, upsample
+from hdmnet._ops import keep_foreground, nearest, no_autocast, upcast, upsample
 
 
 def masked_average_pool(features: Tensor, mask: Tensor) -> Tensor:
@@ -42,11 +42,17 @@ def cosine_prior(query: Tensor, support: Tensor, mask: Tensor) -> Tensor:
     """
     with no_autocast(query):
         query, support = upcast(query), upcast(support)
-        weight = nearest(mask.to(support.dtype), support.shape[-2:])[:, :, None]
+        m = nearest(mask.to(support.dtype), support.shape[-2:])
+        # One background position of each shot stands for all of them.
+        s, m = keep_foreground(
+            rearrange(support, "b k c h w -> b k (h w) c"),
+            rearrange(m, "b k h w -> b k (h w)"),
+            spare=1,
+        )
+        s = s * m[..., None]
         q = rearrange(query, "b c h w -> b 1 (h w) c")
-        s = rearrange(support * weight, "b k c h w -> b k c (h w)")
-        norms = q.norm(dim=-1, keepdim=True) * s.norm(dim=-2, keepdim=True)
-        similarity = (q @ s / (norms + 1e-7)).amax(dim=-1).mean(dim=1)
+        norms = q.norm(dim=-1, keepdim=True) * s.norm(dim=-1)[..., None, :]
+        similarity = (q @ s.mT / (norms + 1e-7)).amax(dim=-1).mean(dim=1)
     return rearrange(similarity, "b (h w) -> b h w", h=query.shape[-2])
 
 

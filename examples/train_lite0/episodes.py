@@ -1,0 +1,146 @@
+"""Episodes of cached scenes: K masked supports, and queries that show the same class."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from cache import SOURCES, SUPPORTS_PER_SCENE
+from torch import Tensor
+
+MIN_PIXELS = 0.005
+"""Share of the query that its object covers at least."""
+BACKGROUND, OBJECT, IGNORE = 0, 1, 255
+
+
+@dataclass(frozen=True)
+class Batch:
+    """G episodes of K supports and Q queries each."""
+
+    supports: Tensor  # (G K, C, h, w)
+    masks: Tensor  # (G, K, H, W)
+    queries: Tensor  # (G Q, C, h, w)
+    targets: Tensor  # (G Q, H, W)
+    categories: list[str]  # of the G episodes
+
+
+class Episodes:
+    """Draws episodes from what `cache.py` wrote for one split."""
+
+    def __init__(self, folder: Path) -> None:
+        table = json.loads((folder / "index.json").read_text())
+        self.items = table["items"]
+        self.objects: list[list[int]] = [scene["objects"] for scene in table["scenes"]]
+        self._scenes = np.load(folder / "scenes.npy", mmap_mode="r")
+        self._labels = np.load(folder / "labels.npy", mmap_mode="r")
+        self._supports = np.load(folder / "supports.npy", mmap_mode="r")
+        self._shown = [scene["supports"] for scene in table["scenes"]]
+        self._supports_of: dict[int, list[int]] = defaultdict(list)  # item → rows of supports
+        self._queries_of: dict[int, list[int]] = defaultdict(list)  # item → scenes
+        for scene, (objects, shown) in enumerate(zip(self.objects, self._shown, strict=True)):
+            for position, instance in enumerate(shown):
+                self._supports_of[objects[instance]].append(SUPPORTS_PER_SCENE * scene + position)
+            areas = np.bincount(self._labels[scene].ravel(), minlength=len(objects) + 1)[1:]
+            for item, area in zip(objects, areas, strict=True):
+                if area >= MIN_PIXELS * self._labels[scene].size:
+                    self._queries_of[item].append(scene)
+        self._usable = [
+            item
+            for item in self._supports_of
+            if len(set(self._queries_of[item])) > 1 and len(self._supports_of[item]) > 1
+        ]
+        self._of_category: dict[str, list[int]] = defaultdict(list)
+        for item in self._usable:
+            self._of_category[self.items[item]["category"]].append(item)
+        self.kinds: dict[str, list[str]] = defaultdict(list)
+        for category, members in self._of_category.items():
+            self.kinds[self.items[members[0]]["kind"]].append(category)
+
+    def draw_category(self, rng: np.random.Generator, *, several: bool) -> str:
+        """A category, of several objects or any; by source, then by the root of its size."""
+        kinds = {
+            kind: [c for c in names if not several or len(self._of_category[c]) > 1]
+            for kind, names in self.kinds.items()
+        }
+        kinds = {kind: names for kind, names in kinds.items() if names}
+        weights = np.array([SOURCES[kind] for kind in kinds])
+        names = kinds[str(rng.choice(list(kinds), p=weights / weights.sum()))]
+        sizes = np.sqrt([len(self._of_category[name]) for name in names])
+        return str(rng.choice(names, p=sizes / sizes.sum()))
+
+    def draw(
+        self, rng: np.random.Generator, *, shots: int, queries: int, across: bool
+    ) -> tuple[list[int], list[int], str, set[int]]:
+        """One episode: rows of supports, scenes of queries, the category, the queries' items.
+
+        Args:
+            rng: The only source of chance.
+            shots: Number of supports.
+            queries: Number of queries.
+            across: Whether supports and queries show different objects of one category; else the
+                same object in different scenes.
+        """
+        while True:
+            category = self.draw_category(rng, several=across)
+            members = rng.permutation(self._of_category[category])
+            cut = int(rng.integers(1, len(members))) if across else 0
+            wanted = {int(m) for m in (members[:cut] if across else members[:1])}
+            shown = {int(m) for m in (members[cut:] if across else members[:1])}
+            scenes = [
+                s
+                for item in wanted
+                for s in self._queries_of[item]
+                if not across or not shown & set(self.objects[s])
+            ]
+            if len(set(scenes)) < queries:
+                continue
+            chosen = [int(s) for s in rng.choice(scenes, queries, replace=False)]
+            rows = [
+                row
+                for item in shown
+                for row in self._supports_of[item]
+                if row // SUPPORTS_PER_SCENE not in chosen
+            ]
+            if rows and len(set(chosen)) == queries:
+                supports = rng.choice(rows, shots, replace=len(rows) < shots)
+                return [int(row) for row in supports], chosen, category, wanted
+
+    def target(self, scene: int, category: str, wanted: set[int], *, across: bool) -> np.ndarray:
+        """(H, W) labels of a query: 1 the class asked for, 255 what may count as it."""
+        values = np.zeros(256, np.uint8)
+        for label, item in enumerate(self.objects[scene], start=1):
+            if item in wanted or (across and self.items[item]["category"] == category):
+                values[label] = OBJECT
+            elif self.items[item]["category"] == category:
+                values[label] = IGNORE
+        return values[self._labels[scene]]
+
+    def batch(
+        self, rng: np.random.Generator, *, groups: int, shots: int, queries: int, across: float
+    ) -> Batch:
+        """G episodes with the same number of shots; `across` of them between different objects."""
+        supports, scenes, masks, targets, categories = [], [], [], [], []
+        for _ in range(groups):
+            mode = bool(rng.random() < across)
+            rows, chosen, category, wanted = self.draw(
+                rng, shots=shots, queries=queries, across=mode
+            )
+            supports += rows
+            scenes += chosen
+            categories.append(category)
+            for row in rows:
+                scene, position = divmod(row, SUPPORTS_PER_SCENE)
+                masks.append(self._labels[scene] == self._shown[scene][position] + 1)
+            targets += [self.target(s, category, wanted, across=mode) for s in chosen]
+        mask = torch.from_numpy(np.stack(masks)).float()
+        return Batch(
+            supports=torch.from_numpy(self._supports[supports]).float(),
+            masks=mask.unflatten(0, (groups, shots)),
+            queries=torch.from_numpy(self._scenes[scenes]).float(),
+            targets=torch.from_numpy(np.stack(targets)),
+            categories=categories,
+        )

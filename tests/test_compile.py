@@ -1,0 +1,42 @@
+"""One graph, for any batch, height and width."""
+
+import pytest
+import torch
+from conftest import assert_same, episode, make
+from torch.export import Dim, export
+
+
+@pytest.mark.parametrize("base_classes", [0, 3])
+def test_compile_full_graph(base_classes: int) -> None:
+    torch.compiler.reset()
+    model = make(base_classes=base_classes)
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        for batch, size in ((1, (64, 64)), (2, (56, 80))):
+            inputs = episode(batch, 2, size)
+            for got, expected in zip(compiled(*inputs), model(*inputs), strict=True):
+                if isinstance(expected, torch.Tensor):
+                    assert_same(got, expected)
+
+
+@pytest.mark.parametrize("base_classes", [0, 3])
+def test_export_with_dynamic_sizes(base_classes: int) -> None:
+    model = make(base_classes=base_classes)
+    batch, height, width = Dim("batch", max=64), Dim("height", min=32), Dim("width", min=32)
+    program = export(
+        model,
+        episode(2, 2, (64, 72)),
+        dynamic_shapes={
+            "query": {0: batch, 2: height, 3: width},
+            "supports": {0: batch, 3: height, 4: width},
+            "masks": {0: batch, 2: height, 3: width},
+            "base_class": None,
+        },
+    )
+    exported = program.module()
+    for size in ((64, 72), (41, 90), (128, 32)):
+        inputs = episode(3, 2, size)
+        expected = model(*inputs)
+        for got, want in zip(exported(*inputs), expected, strict=True):
+            if isinstance(want, torch.Tensor):
+                assert_same(got, want)

@@ -1,0 +1,143 @@
+"""Saving and loading through the Hub's mixin, on disk."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import episode, make
+from safetensors.torch import load_file, save_file
+
+from hdmnet import HDMNet, list_pretrained
+
+OPTIONS = {
+    "backbone": "mobilenetv3_small_050",
+    "base_classes": 2,
+    "shots": 3,
+    "image_size": 49,
+    "dim": 16,
+    "heads": (1, 2),
+    "dropout": 0.2,
+    "feature_dropout": 0.25,
+    "shot_hidden_dim": 0,
+    "frozen_norm": False,
+}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[HDMNet, Path]:
+    model = make(**OPTIONS)
+    model.save_pretrained(tmp_path / "model")
+    return model, tmp_path / "model"
+
+
+def test_round_trip(saved: tuple[HDMNet, Path], capfd: pytest.CaptureFixture) -> None:
+    model, folder = saved
+    assert sorted(f.name for f in folder.iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
+    again = HDMNet.from_pretrained(folder)
+    assert capfd.readouterr() == ("", "")
+    assert not again.training
+    assert again.config == model.config == OPTIONS
+    assert isinstance(again.config["heads"], tuple)
+    assert HDMNet(**again.config).config == OPTIONS
+    inputs = episode(shots=3)
+    for a, b in zip(model(*inputs), again(*inputs), strict=True):
+        if isinstance(a, torch.Tensor):
+            assert torch.equal(a, b)
+
+
+def test_second_round_trip_is_identical(saved: tuple[HDMNet, Path], tmp_path: Path) -> None:
+    _, folder = saved
+    HDMNet.from_pretrained(folder).save_pretrained(tmp_path / "again")
+    for name in ("config.json", "model.safetensors"):
+        assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_a_reload_never_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    downloads = []
+    monkeypatch.setattr(
+        "timm.models._builder.load_pretrained", lambda *_, **__: downloads.append(1)
+    )
+    model = make(backbone="resnet18", pretrained_backbone=True)
+    assert downloads == [1]
+    model.save_pretrained(tmp_path)
+    assert "pretrained_backbone" not in json.loads((tmp_path / "config.json").read_text())
+    HDMNet.from_pretrained(tmp_path)
+    assert downloads == [1]
+
+
+def test_half_precision_storage_loads_as_float32(saved: tuple[HDMNet, Path]) -> None:
+    _, folder = saved
+    file = folder / "model.safetensors"
+    half = {k: v.half() if v.is_floating_point() else v for k, v in load_file(file).items()}
+    save_file(half, file, {"format": "pt"})
+    again = HDMNet.from_pretrained(folder)
+    assert {p.dtype for p in again.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("change", ["missing", "surplus", "shape"])
+def test_strict(saved: tuple[HDMNet, Path], change: str) -> None:
+    _, folder = saved
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    name = "cascade.classifier.0.weight"
+    if change == "missing":
+        del tensors[name]
+    elif change == "surplus":
+        tensors["extra"] = torch.zeros(1)
+    else:
+        tensors[name] = torch.zeros(3)
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(RuntimeError, match="extra" if change == "surplus" else name):
+        HDMNet.from_pretrained(folder)
+    if change == "missing":
+        HDMNet.from_pretrained(folder, strict=False)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_incomplete_folder(saved: tuple[HDMNet, Path], name: str) -> None:
+    _, folder = saved
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=name):
+        HDMNet.from_pretrained(folder)
+
+
+def test_failed_save_leaves_the_old_weights(
+    saved: tuple[HDMNet, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, folder = saved
+    before = (folder / "model.safetensors").read_bytes()
+
+    def fail(_: HDMNet, path: str) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("hdmnet.model.save_model", fail)
+    with pytest.raises(OSError, match="disk full"):
+        model.save_pretrained(folder)
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert not list(folder.glob("*.tmp"))
+
+
+class TestBundled:
+    def test_listed(self) -> None:
+        (info,) = list_pretrained()
+        assert info.name == "hdmnet-lite0"
+        assert (info.path / "model.safetensors").stat().st_size <= 16_000_000
+        config = json.loads((info.path / "config.json").read_text())
+        assert config["backbone"] == info.backbone == "tf_efficientnet_lite0"
+        assert config["image_size"] == info.image_size
+        assert config["base_classes"] == 0
+
+    def test_needs_no_network(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_: object, **__: object) -> None:
+            raise AssertionError("the network was used")
+
+        monkeypatch.setattr("socket.socket.connect", refuse)
+        model = HDMNet.from_pretrained("hdmnet-lite0")
+        assert all(p.isfinite().all() for p in model.parameters())
+        assert model.config["frozen_norm"]
