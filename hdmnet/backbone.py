@@ -31,7 +31,7 @@ class FeaturePyramid(nn.Module):
         std: Per-channel standard deviation, likewise.
 
     Raises:
-        ValueError: If timm has no such model, or it has fewer than three feature levels.
+        ValueError: If timm has no such model, or makes no pyramid of three feature levels of it.
 
     Source: HDMNet, implementation details; dilation after PSPNet (arXiv 1612.01105).
     """
@@ -64,17 +64,25 @@ class FeaturePyramid(nn.Module):
 
     @torch.no_grad()
     def smallest_size(self, grid: int) -> int:
-        """The smallest height and width of an image whose features fill `grid` × `grid`."""
+        """The smallest height and width of an image whose features fill `grid` × `grid`.
+
+        Raises:
+            ValueError: If the backbone takes images of one size only.
+        """
         was_training = self.training
         self.eval()
-        reference = next(self.parameters())
         stride = 16 if self.name == "vgg16" else self.body.feature_info.reduction()[0]
         # Strided convolutions round the grid up in most networks, and down in those that cut the
         # image into patches.
-        size = (grid - 1) * stride + 1
-        features = self(reference.new_zeros(1, 3, max(size, stride), max(size, stride)))[0]
-        self.train(was_training)
-        return size if min(features.shape[-2:]) >= grid else grid * stride
+        for size in ((grid - 1) * stride + 1, grid * stride):
+            try:
+                features = self(next(self.parameters()).new_zeros(1, 3, size, size))[0]
+            except (RuntimeError, AssertionError):
+                continue
+            if min(features.shape[-2:]) >= grid:
+                self.train(was_training)
+                return size
+        raise ValueError(f"backbone {self.name!r} takes images of one size only: choose another")
 
 
 def _to_grid(x: Tensor, grid: Sequence[int]) -> Tensor:
@@ -82,23 +90,23 @@ def _to_grid(x: Tensor, grid: Sequence[int]) -> Tensor:
 
 
 def _create_body(name: str, *, pretrained: bool) -> nn.Module:
-    # VGG's last level is the pool after f4.
-    levels = (2, 3, 4) if name == "vgg16_bn" else (-3, -2, -1)
-    options = {"features_only": True, "out_indices": levels, "pretrained": pretrained}
     if not timm.is_model(name):
         raise ValueError(
             f"unknown backbone {name!r}: expected one of {', '.join(PAPER_BACKBONES)}, or a name "
             "from timm.list_models()"
         )
-    try:
-        return timm.create_model(name, output_stride=8, **options)
-    except (TypeError, AssertionError, NotImplementedError):
-        pass  # timm's ways of saying that it cannot dilate this model
-    try:
-        body = timm.create_model(name, **options)
-    except (RuntimeError, AttributeError, AssertionError, TypeError) as error:
-        raise ValueError(f"timm's {name!r} has no feature pyramid of three levels") from error
-    return body
+    # VGG's last level is the pool after f4.
+    levels = (2, 3, 4) if name == "vgg16_bn" else (-3, -2, -1)
+    # Dilation for most convolutional networks; any image size for most transformers.
+    for extra in ({"output_stride": 8}, {"strict_img_size": False}, {"dynamic_img_size": True}, {}):
+        options = {"features_only": True, "out_indices": levels, **extra}
+        try:
+            body = timm.create_model(name, **options)
+        except Exception as error:  # timm says in many ways that a model lacks an option
+            reason = error
+            continue
+        return timm.create_model(name, pretrained=True, **options) if pretrained else body
+    raise ValueError(f"timm makes no pyramid of three levels of {name!r}: {reason}") from reason
 
 
 def _dilate_first_blocks(body: nn.Module) -> None:

@@ -420,7 +420,7 @@ class HDMNet(
         token: str | bool | None,
         map_location: str = "cpu",
         strict: bool = True,
-        **config: Any,
+        **options: Any,
     ) -> Self:
         # The mixin's own prints, falls back to pickles, and is not strict.
         if os.path.isdir(model_id):
@@ -435,7 +435,7 @@ class HDMNet(
                 token=token,
                 local_files_only=local_files_only,
             )
-        return cls._load_as_safetensor(cls(**config), file, map_location, strict)
+        return cls._load_as_safetensor(cls(**options), file, map_location, strict)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         file = save_directory / constants.SAFETENSORS_SINGLE_FILE

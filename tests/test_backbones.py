@@ -16,7 +16,7 @@ BACKBONES = {
     "resnet18": (8, 25, (128, 256, 512)),
     "convnext_atto": (8, 32, (80, 160, 320)),
     "mobilenetv3_small_050": (8, 25, (16, 24, 288)),
-    "edgenext_xx_small": (8, 32, (48, 88, 168)),  # timm cannot dilate it
+    "hgnetv2_b0": (8, 25, (256, 512, 1024)),  # timm cannot dilate it
 }
 
 
@@ -96,6 +96,22 @@ def test_never_downloads_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         FeaturePyramid("resnet18", pretrained=True)
 
 
-def test_too_few_levels() -> None:
-    with pytest.raises(ValueError, match="no feature pyramid of three levels"):
-        FeaturePyramid("mlp_mixer_b16_224" if timm.is_model("mlp_mixer_b16_224") else "mixer_b16_224")
+def test_transformers_of_any_size() -> None:
+    pyramid = FeaturePyramid("swin_tiny_patch4_window7_224").eval()
+    assert pyramid.smallest_size(4) == 32
+    with torch.inference_mode():
+        levels = pyramid(torch.randn(1, 3, 64, 96))
+    assert [tuple(level.shape) for level in levels] == [(1, c, 8, 12) for c in (192, 384, 768)]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such_network", "unknown backbone 'no_such_network'"),
+        ("resnet18.no_such_weights", "no pyramid of three levels .*Invalid pretrained tag"),
+        ("tnt_s_patch16_224", "takes images of one size only"),
+    ],
+)
+def test_unfit(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FeaturePyramid(name).smallest_size(4)

@@ -30,6 +30,9 @@ ACROSS = 0.5
 """Share of the episodes between different photographs of a category."""
 LEARNING_RATE, HEAD_MULTIPLIER, WEIGHT_DECAY = 5e-4, 2.0, 0.01
 WARM_UP, POLY = 50, 0.9
+FREEZE_NORMS = 0.35
+"""Share of the steps after which the head's norms keep their statistics, as the paper's always do.
+Until then they speed training up; after it, training sees what prediction will."""
 
 
 def run_batch(model: HDMNet, batch: Batch) -> HDMNetOutput:
@@ -73,7 +76,6 @@ def train(data: Path, run: Path, *, steps: int, seed: int, distillation: bool, e
     rng = np.random.default_rng(seed)
     training = Episodes(data / "features" / "train")
     validation = Episodes(data / "features" / "val")
-    # The head's norms learn their statistics here; see the model card.
     model = build_model(frozen_norm=False).to(memory_format=torch.channels_last)
     loss_of = EpisodeLoss()
     optimiser = torch.optim.AdamW(
@@ -86,6 +88,7 @@ def train(data: Path, run: Path, *, steps: int, seed: int, distillation: bool, e
     run.mkdir(parents=True, exist_ok=True)
     running: dict[str, float] = {}
     for step in (progress := trange(1, steps + 1)):
+        model.frozen_norm = step > FREEZE_NORMS * steps
         model.train()
         shots = int(rng.choice(list(SHOTS), p=list(SHOTS.values())))
         batch = training.batch(rng, groups=GROUPS, shots=shots, queries=QUERIES, across=ACROSS)
