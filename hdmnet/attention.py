@@ -120,7 +120,9 @@ class MatchingAttention(nn.Module):
             attention = (q @ k.mT / self.temperature).softmax(dim=-2)
             attended = attention @ (m * v) * (self.shots / support.shape[1])
             # The sum over support positions commutes with the product: no N × N matrix for C.
-            foreground_key = (m * k).sum(dim=-2, keepdim=True) / (m.sum(dim=-2, keepdim=True) + 1e-9)
+            foreground_key = (m * k).sum(dim=-2, keepdim=True) / (
+                m.sum(dim=-2, keepdim=True) + 1e-9
+            )
             correlation = (q @ foreground_key.mT).squeeze(-1).mean(dim=1) / self.temperature
         out = rearrange(attended, "b heads n d -> b n (heads d)").to(self.out.weight.dtype)
         out = self.dropout(self.out(out))

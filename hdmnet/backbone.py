@@ -1,6 +1,7 @@
 """Frozen features: three levels of any timm model, on one grid."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import timm
 import torch
@@ -89,7 +90,7 @@ def _to_grid(x: Tensor, grid: Sequence[int]) -> Tensor:
     return x if x.shape[-2:] == torch.Size(grid) else upsample(x, grid, align_corners=True)
 
 
-def _create_body(name: str, *, pretrained: bool) -> nn.Module:
+def _create_body(name: str, *, pretrained: bool) -> Any:  # timm gives three classes
     if not timm.is_model(name):
         raise ValueError(
             f"unknown backbone {name!r}: expected one of {', '.join(PAPER_BACKBONES)}, or a name "
@@ -99,7 +100,7 @@ def _create_body(name: str, *, pretrained: bool) -> nn.Module:
     levels = (2, 3, 4) if name == "vgg16_bn" else (-3, -2, -1)
     # Dilation for most convolutional networks; any image size for most transformers.
     for extra in ({"output_stride": 8}, {"strict_img_size": False}, {"dynamic_img_size": True}, {}):
-        options = {"features_only": True, "out_indices": levels, **extra}
+        options: dict[str, Any] = {"features_only": True, "out_indices": levels, **extra}
         try:
             body = timm.create_model(name, **options)
         except Exception as error:  # timm says in many ways that a model lacks an option
@@ -112,7 +113,7 @@ def _create_body(name: str, *, pretrained: bool) -> nn.Module:
 def _dilate_first_blocks(body: nn.Module) -> None:
     # timm gives the first block of a dilated stage the dilation of the stage before it.
     for layer, dilation in (("layer3", 2), ("layer4", 4)):
-        conv = body.get_submodule(layer)[0].conv2
+        conv: Any = body.get_submodule(f"{layer}.0.conv2")
         conv.dilation = conv.padding = (dilation, dilation)
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -75,7 +76,11 @@ def from_official(state_dict: Mapping[str, Tensor]) -> HDMNet:
             ("left over", official.keys() - names.keys()),
             (
                 "of another shape",
-                {k for k in names.keys() & official.keys() if own[names[k]].shape != official[k].shape},
+                {
+                    k
+                    for k in names.keys() & official.keys()
+                    if own[names[k]].shape != official[k].shape
+                },
             ),
         )
         if keys
@@ -104,7 +109,7 @@ def to_official(model: HDMNet) -> dict[str, Tensor]:
     return {_official_key(key): value for key, value in model.state_dict().items()}
 
 
-def _infer_config(official: Mapping[str, Tensor]) -> dict[str, object]:
+def _infer_config(official: Mapping[str, Tensor]) -> dict[str, Any]:
     def size(key: str, axis: int) -> int:
         if key not in official:
             raise ValueError(f"not an official HDMNet checkpoint: keys missing: {key}")

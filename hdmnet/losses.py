@@ -26,8 +26,8 @@ class EpisodeLosses(NamedTuple):
 class EpisodeLoss(nn.Module):
     """Cross-entropy of both predictions plus correlation distillation.
 
-    Source: HDMNet, training objective. The scores of the ensemble enter the cross-entropy as if they
-    were logits.
+    Source: HDMNet, training objective. The scores of the ensemble enter the cross-entropy as if
+    they were logits.
     """
 
     def __init__(self) -> None:

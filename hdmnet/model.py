@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, overload
 
 import torch
 from einops import rearrange, repeat
@@ -179,7 +179,8 @@ class HDMNet(
             raise ValueError(f"supports must be (B, K, 3, H, W) with K ≥ 1, got {_shape(supports)}")
         if masks.shape != supports.shape[:2] + supports.shape[3:]:
             raise ValueError(
-                f"masks must be (B, K, H, W) of the supports {_shape(supports)}, got {_shape(masks)}"
+                f"masks must be (B, K, H, W) of the supports {_shape(supports)}, "
+                f"got {_shape(masks)}"
             )
         self._check_size(supports)
         foreground = (masks == 1)[:, :, None].to(supports.dtype)
@@ -204,9 +205,7 @@ class HDMNet(
         size = (query.shape[-2], query.shape[-1])
         return self.match_features(self.backbone(query), supports, size, base_class)
 
-    def encode_features(
-        self, features: tuple[Tensor, Tensor, Tensor], masks: Tensor
-    ) -> SupportSet:
+    def encode_features(self, features: tuple[Tensor, Tensor, Tensor], masks: Tensor) -> SupportSet:
         """`encode` on features that are there already, as a frozen backbone allows.
 
         Args:
@@ -290,6 +289,22 @@ class HDMNet(
         """
         return prediction.encode_supports(self, supports, masks)
 
+    @overload
+    def predict(  # type: ignore[overload-overlap]  # a str is also a sequence of str
+        self,
+        query: ImageLike,
+        supports: ImageLike | Sequence[ImageLike] | SupportSet,
+        masks: ImageLike | Sequence[ImageLike] | None = None,
+    ) -> Segmentation: ...
+
+    @overload
+    def predict(
+        self,
+        query: Sequence[ImageLike],
+        supports: ImageLike | Sequence[ImageLike] | SupportSet,
+        masks: ImageLike | Sequence[ImageLike] | None = None,
+    ) -> list[Segmentation]: ...
+
     def predict(
         self,
         query: ImageLike | Sequence[ImageLike],
@@ -332,9 +347,7 @@ class HDMNet(
             module.requires_grad_(False).eval()
         return self
 
-    def param_groups(
-        self, lr: float, *, head_multiplier: float = 10.0
-    ) -> list[dict[str, Any]]:
+    def param_groups(self, lr: float, *, head_multiplier: float = 10.0) -> list[dict[str, Any]]:
         """Groups of the trainable parameters for an optimiser.
 
         The transformer (`encoder` and `cascade`) and, where it is not frozen, what
@@ -409,7 +422,7 @@ class HDMNet(
         )
 
     @classmethod
-    def _from_pretrained(  # type: ignore[override]
+    def _from_pretrained(
         cls,
         *,
         model_id: str,

@@ -37,9 +37,7 @@ class SelfAttentionBlock(nn.Module):
     def __init__(self, dim: int, heads: int, *, reduction: int, dropout: float) -> None:
         super().__init__()
         self.norm1 = LayerNorm2d(dim)
-        self.attention = SpatialReductionAttention(
-            dim, heads, reduction=reduction, dropout=dropout
-        )
+        self.attention = SpatialReductionAttention(dim, heads, reduction=reduction, dropout=dropout)
         self.norm2 = LayerNorm2d(dim)
         self.ffn = MixFFN(dim, dropout=dropout)
 

@@ -308,7 +308,7 @@ def test_blocks_serve_another_network() -> None:
             self.encoder = HierarchicalEncoder(16, (2, 4))
             self.cascade = CascadeMatching(16, 2, hidden_dim=32, prior_channels=1)
 
-        def forward(self, query, supports, masks):  # noqa: ANN001, ANN202
+        def forward(self, query, supports, masks):
             q, s = self.stem(query), self.stem(supports.flatten(0, 1))
             prior = cosine_prior(q, s[:, None], masks)[:, None]
             support = [level[:, None] for level in self.encoder(s)]

@@ -70,7 +70,7 @@ def test_problems_are_named() -> None:
     del official["gram_merge.weight"]
     official["extra.weight"] = torch.zeros(1)
     official["cls_merge.weight"] = torch.zeros(1)
-    with pytest.raises(ValueError, match="missing: gram_merge.weight") as caught:
+    with pytest.raises(ValueError, match=r"missing: gram_merge\.weight") as caught:
         convert.from_official(official)
     assert "left over: extra.weight" in str(caught.value)
     assert "of another shape: cls_merge.weight" in str(caught.value)

@@ -163,7 +163,7 @@ class TestErrors:
     def test_smallest_size_is_named_and_works(self, model: HDMNet) -> None:
         assert model.smallest_size == 25
         model(*episode(size=(25, 40)))
-        with pytest.raises(ValueError, match="24 × 40 are too small .* at least 25"):
+        with pytest.raises(ValueError, match=r"24 × 40 are too small .* at least 25"):
             model(*episode(size=(24, 40)))
 
     @pytest.mark.parametrize(

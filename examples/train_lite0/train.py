@@ -1,6 +1,6 @@
 """Train the matching network on cached features, with the paper's loss.
 
-    python train.py DATA RUN
+python train.py DATA RUN
 """
 
 from __future__ import annotations

@@ -1,0 +1,103 @@
+"""Segment the example photographs with the bundled weights.
+
+    python examples/predict.py
+
+Writes one overlay per query, its mask, and `overview.png`: every pair side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from hdmnet import HDMNet, Segmentation
+from hdmnet.images import load_mask
+
+logger = logging.getLogger(__name__)
+
+HEIGHT, GAP = 200, 8  # of a row of the overview, in pixels
+DATA = Path(__file__).parent / "data"
+
+
+def segment_class(
+    model: HDMNet, folder: Path, out: Path
+) -> tuple[list[Image.Image], list[Image.Image]]:
+    """Segment every query of a class; returns its supports with their masks, and the overlays."""
+    supports = sorted(folder.glob("support_*.jpg"))
+    masks = [path.with_suffix(".png") for path in supports]
+    encoded = model.encode_supports(supports, masks)
+    shown = [outline(*pair) for pair in zip(supports, masks, strict=True)]
+    overlays = []
+    for query in sorted(folder.glob("query_*.jpg")):
+        result = model.predict(query, encoded)
+        overlay = result.overlay(query)
+        name = f"{folder.name}_{query.stem}"
+        result.save(out / f"{name}_mask.png")
+        overlay.save(out / f"{name}.png")
+        logger.info(
+            "%s: %.1f %% of %s is %s (%d-shot)",
+            out / f"{name}.png",
+            100 * result.mask.float().mean(),
+            query.name,
+            folder.name,
+            encoded.shots,
+        )
+        overlays.append(overlay)
+    return shown, overlays
+
+
+def outline(support: Path, mask: Path) -> Image.Image:
+    """A support with its mask, in blue."""
+    with Image.open(support) as image:
+        size = (image.height, image.width)
+    given = Segmentation((load_mask(mask, size) == 1).float())
+    return given.overlay(support, color=(0, 110, 255))
+
+
+def overview(rows: list[tuple[list[Image.Image], list[Image.Image]]]) -> Image.Image:
+    """One row per class: supports on the left, queries on the right."""
+
+    def strip(images: list[Image.Image]) -> Image.Image:
+        scaled = [ImageOps.contain(image, (10 * HEIGHT, HEIGHT)) for image in images]
+        canvas = Image.new("RGB", (sum(i.width + GAP for i in scaled) - GAP, HEIGHT), "white")
+        x = 0
+        for image in scaled:
+            canvas.paste(image, (x, 0))
+            x += image.width + GAP
+        return canvas
+
+    strips = [(strip(supports), strip(queries)) for supports, queries in rows]
+    left = max(s.width for s, _ in strips)
+    right = max(q.width for _, q in strips)
+    height = len(strips) * (HEIGHT + GAP) - GAP
+    canvas = Image.new("RGB", (left + 4 * GAP + right, height), "white")
+    for i, (supports, queries) in enumerate(strips):
+        y = i * (HEIGHT + GAP)
+        canvas.paste(supports, (left - supports.width, y))
+        canvas.paste(queries, (left + 4 * GAP, y))
+    return canvas
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="hdmnet-lite0", help="name, folder or Hub repository")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of one folder per class")
+    parser.add_argument("--out", type=Path, default=DATA.parent / "output")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args.out.mkdir(parents=True, exist_ok=True)
+    model = HDMNet.from_pretrained(args.model)
+    classes = sorted(path for path in args.data.iterdir() if path.is_dir())
+    rows = [segment_class(model, folder, args.out) for folder in classes]
+    overview(rows).save(args.out / "overview.png")
+    logger.info(
+        "%s: supports with their masks (blue), queries with the answers", args.out / "overview.png"
+    )
+
+
+if __name__ == "__main__":
+    main()
