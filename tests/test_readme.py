@@ -1,0 +1,39 @@
+"""What the README shows works as written."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(SNIPPETS)))
+def test_snippet_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(ROOT / "examples" / "data", tmp_path / "examples" / "data")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(SNIPPETS[number], f"README snippet {number}", "exec"), {})
+
+
+def test_it_is_short() -> None:
+    assert len(README.splitlines()) < 150
+    assert len(SNIPPETS) == 2
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#]+)\)", README))))
+def test_links_lead_somewhere(target: str) -> None:
+    assert target.startswith("https://") or (ROOT / target).exists()
+
+
+def test_every_public_name_is_documented() -> None:
+    import hdmnet
+
+    undocumented = [
+        name
+        for name in hdmnet.__all__
+        if name != "convert" and not (getattr(hdmnet, name).__doc__ or "").strip()
+    ]
+    assert not undocumented
