@@ -11,14 +11,14 @@ import argparse
 import logging
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from hdmnet import HDMNet, Segmentation
 from hdmnet.images import load_mask
 
 logger = logging.getLogger(__name__)
 
-HEIGHT, GAP = 200, 8  # of a row of the overview, in pixels
+WIDTH, HEIGHT, GAP = 1200, 220, 6  # of the overview, of its highest row, in pixels
 DATA = Path(__file__).parent / "data"
 
 
@@ -58,26 +58,26 @@ def outline(support: Path, mask: Path) -> Image.Image:
 
 
 def overview(rows: list[tuple[list[Image.Image], list[Image.Image]]]) -> Image.Image:
-    """One row per class: supports on the left, queries on the right."""
-
-    def strip(images: list[Image.Image]) -> Image.Image:
-        scaled = [ImageOps.contain(image, (10 * HEIGHT, HEIGHT)) for image in images]
-        canvas = Image.new("RGB", (sum(i.width + GAP for i in scaled) - GAP, HEIGHT), "white")
+    """One row per class, supports before queries, as high as fits the width."""
+    strips = []
+    for supports, queries in rows:
+        images = [*supports, *queries]
+        gaps = GAP * (len(images) + 3)  # a wider one before the queries
+        aspect = sum(image.width / image.height for image in images)
+        height = min(HEIGHT, int((WIDTH - gaps) / aspect))
+        strip = Image.new("RGB", (WIDTH, height), "white")
         x = 0
-        for image in scaled:
-            canvas.paste(image, (x, 0))
-            x += image.width + GAP
-        return canvas
-
-    strips = [(strip(supports), strip(queries)) for supports, queries in rows]
-    left = max(s.width for s, _ in strips)
-    right = max(q.width for _, q in strips)
-    height = len(strips) * (HEIGHT + GAP) - GAP
-    canvas = Image.new("RGB", (left + 4 * GAP + right, height), "white")
-    for i, (supports, queries) in enumerate(strips):
-        y = i * (HEIGHT + GAP)
-        canvas.paste(supports, (left - supports.width, y))
-        canvas.paste(queries, (left + 4 * GAP, y))
+        for number, image in enumerate(images):
+            x += 4 * GAP if number == len(supports) else 0
+            scaled = image.resize((round(height * image.width / image.height), height))
+            strip.paste(scaled, (x, 0))
+            x += scaled.width + GAP
+        strips.append(strip)
+    canvas = Image.new("RGB", (WIDTH, sum(s.height + GAP for s in strips) - GAP), "white")
+    y = 0
+    for strip in strips:
+        canvas.paste(strip, (0, y))
+        y += strip.height + GAP
     return canvas
 
 
