@@ -28,9 +28,9 @@ _PRETRAINED = (
         name="hdmnet-lite0",
         backbone="tf_efficientnet_lite0",
         image_size=257,
-        trained_on="composites of photographic cut-outs and photographs",
-        licence="see the model card",
-        metric="",
+        trained_on="composites of photographic cut-outs",
+        licence="Apache-2.0; see the model card for the pictures it was trained on",
+        metric="class mIoU on held-out composites: 0.488 one-shot, 0.510 five-shot",
         path=WEIGHTS,
     ),
 )

@@ -84,6 +84,20 @@ def test_prior_is_negative_only_without_background() -> None:
     assert (cosine_prior(query, support, with_background) == 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_priors_are_exact_under_autocast(dtype: torch.dtype) -> None:
+    query, support, m = torch.randn(1, 64, 8, 8), torch.randn(1, 2, 64, 8, 8), mask(1, 2, 8, 8)
+    exact = cosine_prior(query, support, m), gram_matrix(query), masked_average_pool(support, m)
+    with torch.autocast("cpu", dtype):
+        guarded = (
+            cosine_prior(query, support, m),
+            gram_matrix(query),
+            masked_average_pool(support, m),
+        )
+    for a, b in zip(guarded, exact, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_gram_distance() -> None:
     query, support = torch.randn(2, 4, 5, 6), torch.randn(2, 3, 4, 7, 5)
     got = gram_distance(gram_matrix(query), gram_matrix(support))
@@ -207,7 +221,7 @@ class TestMatchingAttention:
         with torch.autocast("cpu", torch.bfloat16):
             guarded = module(query, support, m)[1]
         assert guarded.dtype == torch.float32
-        assert_same(guarded, exact, 0.02)
+        assert_same(guarded, exact, 0.004)  # of the projections; twice as much without the guard
 
     def test_heads_must_divide(self) -> None:
         with pytest.raises(ValueError, match="dim=10 and heads=4"):

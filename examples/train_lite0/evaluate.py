@@ -1,10 +1,11 @@
-"""Measure a trained model on episodes of the held-out folders, next to three yardsticks.
+"""Measure a trained model on episodes of the held-out folders, next to two yardsticks.
 
 Support and query show different photographs of one folder, and every query also shows an object of
 another held-out folder. One-shot and five-shot share their queries. Composite pictures: not to be
-compared with PASCAL-5i or COCO-20i.
+compared with PASCAL-5i or COCO-20i. The third yardstick, the same recipe without distillation, is
+measured by the same command.
 
-    python evaluate.py DATA RUN --ablation RUN_WITHOUT_DISTILLATION
+    python evaluate.py DATA MODEL
 """
 
 from __future__ import annotations
@@ -142,7 +143,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="data folder which fetch.py has written")
     parser.add_argument("model", help="folder of the model, or a name")
-    parser.add_argument("--ablation", help="folder of the model trained without distillation")
     parser.add_argument("--split", choices=("val", "test"), default="test")
     parser.add_argument("--one-shot", type=int, default=420, help="number of one-shot episodes")
     parser.add_argument("--five-shot", type=int, default=210, help="how many of them again at 5")
@@ -165,10 +165,6 @@ def main() -> None:
         "all foreground": measure_all_foreground(episodes),
         "thresholded prior": measure_prior(model, episodes),
     }
-    if args.ablation:
-        ablation = HDMNet.from_pretrained(args.ablation)
-        figures["one-shot without distillation"] = float(measure(ablation, episodes, 1).mean())
-        figures["five-shot without distillation"] = float(measure(ablation, same, 5).mean())
     for name, figure in figures.items():
         logger.info("%-32s %.3f", name, figure)
     for name, value in one.per_class().items():
