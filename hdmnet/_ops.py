@@ -25,8 +25,7 @@ def upcast(x: Tensor) -> Tensor:
 def no_autocast(x: Tensor) -> torch.autocast:
     """Context in which matrix products keep the precision of their operands.
 
-    Cosines are divided by a temperature of 0.1 and exponentiated: the 3 digits of bfloat16 would
-    become an error of 4 % there.
+    Cosines are divided by a temperature of 0.1 and exponentiated: too much for bfloat16's 3 digits.
     """
     return torch.autocast(x.device.type, enabled=False)
 

@@ -107,7 +107,8 @@ class MatchingAttention(nn.Module):
         """
         query_tokens = rearrange(query, "b c h w -> b (h w) c")
         support_tokens, m = keep_foreground(
-            rearrange(support, "b k c h w -> b (k h w) c"), rearrange(mask, "b k h w -> b (k h w)")
+            rearrange(support, "b k c h w -> b (k h w) c"),
+            rearrange(mask.to(support.dtype), "b k h w -> b (k h w)"),
         )
         q = split_heads(self.query(query_tokens), self.heads)
         k = split_heads(self.key(support_tokens), self.heads)

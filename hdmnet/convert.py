@@ -115,16 +115,19 @@ def _infer_config(official: Mapping[str, Tensor]) -> dict[str, Any]:
             raise ValueError(f"not an official HDMNet checkpoint: keys missing: {key}")
         return official[key].shape[axis]
 
-    if "layer1.0.conv1.weight" not in official:
-        backbone = "vgg16"
-    else:
-        backbone = "resnet101" if "layer3.22.conv1.weight" in official else "resnet50"
+    # By prefixes: one missing key must not make a network another.
+    def has(pattern: str) -> bool:
+        return any(re.match(pattern, key) for key in official)
+
+    backbone = "vgg16"
+    if has(r"layer[1-4]\.\d+\.conv1\."):
+        backbone = "resnet101" if has(r"layer3\.([6-9]|1\d|2\d)\.") else "resnet50"
     base_classes = size("base_learnear.2.weight", 0) - 1
     shots, hidden = 1, 2
-    if "kshot_rw.weight" in official:
+    if has(r"kshot_rw\.\d"):
+        hidden, shots = size("kshot_rw.0.weight", 0), size("kshot_rw.0.weight", 1)
+    elif has(r"kshot_rw\."):
         shots, hidden = size("kshot_rw.weight", 0), 0
-    elif "kshot_rw.0.weight" in official:
-        hidden, shots = official["kshot_rw.0.weight"].shape[:2]
     return {
         "backbone": backbone,
         "base_classes": base_classes,

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from hdmnet._ops import upcast, upsample
@@ -42,6 +43,6 @@ class CorrelationDistillation(nn.Module):
 
 def _divergence(teacher: Tensor, student: Tensor) -> Tensor:
     teacher = upsample(teacher[:, None], student.shape[-2:], align_corners=False)
-    p = teacher.flatten(1).softmax(dim=1)
-    q = student.flatten(1).softmax(dim=1)
+    p = rearrange(teacher, "b 1 h w -> b (h w)").softmax(dim=1)
+    q = rearrange(student, "b h w -> b (h w)").softmax(dim=1)
     return (p * ((p + 1e-12).log() - (q + 1e-12).log())).sum(dim=1).mean()

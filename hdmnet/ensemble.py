@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor, nn
 
-from hdmnet._ops import upcast, upsample
+from hdmnet._ops import no_autocast, upcast, upsample
 
 
 class PyramidPooling(nn.Module):
     """The pyramid pooling head of PSPNet, up to its last BatchNorm: the feature f5.
 
     Args:
-        in_channels: Channels C of the input, a multiple of the number of bins.
+        in_channels: Channels C of the input, at least as many as bins.
         out_channels: Channels of the output.
         bins: Grid sizes that the input is pooled to.
 
@@ -137,7 +137,12 @@ class BaseMetaEnsemble(nn.Module):
 
         Returns:
             (B, 2, h, w) scores of background and object; not logits, and not normalised.
+
+        Raises:
+            ValueError: If `base_class` has another shape, or is out of range.
         """
+        if base_class is not None:
+            _check_base_class(base_class, base)
         meta_background, meta_object = upcast(meta).softmax(dim=1).split(1, dim=1)
         base_probability = upcast(base).softmax(dim=1)
         base_map = base_probability[:, 1:].sum(dim=1, keepdim=True)
@@ -151,5 +156,21 @@ class BaseMetaEnsemble(nn.Module):
         return torch.cat([background, foreground], dim=1)
 
 
+def _check_base_class(base_class: Tensor, base: Tensor) -> None:
+    if base_class.shape != base.shape[:1]:
+        raise ValueError(
+            f"base_class must be (B,) = ({base.shape[0]},), got {tuple(base_class.shape)}"
+        )
+    if torch.compiler.is_compiling():
+        return  # a compiled graph must not depend on values
+    classes = base.shape[1] - 1
+    if not ((base_class >= 0) & (base_class < classes)).all():
+        raise ValueError(
+            f"base_class must be in 0 … {classes - 1}, without background, got "
+            f"{base_class.tolist()}"
+        )
+
+
 def _merge(conv: nn.Conv2d, first: Tensor, second: Tensor) -> Tensor:
-    return conv(torch.cat([first, second], dim=1).to(conv.weight.dtype))
+    with no_autocast(first):
+        return conv(torch.cat([first, second], dim=1).to(conv.weight.dtype))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -43,6 +44,7 @@ class MatchingStage(nn.Module):
             nn.BatchNorm2d(dim),
             nn.ReLU(inplace=True),
         )
+        self.grad_checkpointing = False
 
     def forward(
         self, query: Tensor, support: Tensor, mask: Tensor, prior: Tensor
@@ -58,18 +60,25 @@ class MatchingStage(nn.Module):
         Returns:
             The matched features (B, C, h, w) and the correlation map (B, h, w).
         """
-        mask = nearest(mask, support.shape[-2:])
-        attended, correlation = self.attention(
-            self.norm1(query), self._normalise_each(support), mask
-        )
-        query = query + attended
-        query = query + self.ffn(self.norm2(query))
+        mask = nearest(mask.to(support.dtype), support.shape[-2:])
+        if self.grad_checkpointing and self.training:
+            # Without `fuse`: recomputed, its BatchNorm would count every batch twice.
+            query, correlation = checkpoint(
+                self._transform, query, support, mask, use_reentrant=False
+            )
+        else:
+            query, correlation = self._transform(query, support, mask)
         prior = upsample(prior, query.shape[-2:], align_corners=True)
         return self.fuse(torch.cat([query, prior.to(query.dtype)], dim=1)), correlation
 
-    def _normalise_each(self, support: Tensor) -> Tensor:
+    def _transform(self, query: Tensor, support: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         # One LayerNorm serves query and supports.
-        return self.norm1(support.flatten(0, 1)).unflatten(0, support.shape[:2])
+        shots = support.shape[1]
+        support = self.norm1(rearrange(support, "b k c h w -> (b k) c h w"))
+        support = rearrange(support, "(b k) c h w -> b k c h w", k=shots)
+        attended, correlation = self.attention(self.norm1(query), support, mask)
+        query = query + attended
+        return query + self.ffn(self.norm2(query)), correlation
 
 
 class CascadeMatching(nn.Module):
@@ -110,7 +119,6 @@ class CascadeMatching(nn.Module):
             for _ in range(stages)
         )
         self.classifier = nn.Sequential(*_bottleneck(dim, hidden_dim, 2))
-        self.grad_checkpointing = False
 
     def forward(
         self, query: Sequence[Tensor], support: Sequence[Tensor], mask: Tensor, prior: Tensor
@@ -130,12 +138,7 @@ class CascadeMatching(nn.Module):
         correlations = []
         y: Tensor | None = None
         for level in reversed(range(len(self.stages))):
-            stage = self.stages[level]
-            inputs = (query[level], support[level], mask, prior)
-            if self.grad_checkpointing and self.training:
-                z, correlation = checkpoint(stage, *inputs, use_reentrant=False)
-            else:
-                z, correlation = stage(*inputs)
+            z, correlation = self.stages[level](query[level], support[level], mask, prior)
             if y is None:
                 y = self.parse[level](z)
             else:

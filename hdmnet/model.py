@@ -16,7 +16,7 @@ from hdmnet._ops import upcast, upsample
 from hdmnet.backbone import FeaturePyramid
 from hdmnet.ensemble import BaseLearner, BaseMetaEnsemble, PyramidPooling
 from hdmnet.images import ImageLike
-from hdmnet.matching import CascadeMatching
+from hdmnet.matching import CascadeMatching, MatchingStage
 from hdmnet.prediction import Segmentation, SupportSet
 from hdmnet.priors import cosine_prior, gram_distance, gram_matrix, masked_average_pool
 from hdmnet.stages import HierarchicalEncoder, SelfAttentionStage
@@ -46,7 +46,6 @@ class HDMNet(
     PyTorchModelHubMixin,
     library_name="hdmnet",
     paper_url="https://arxiv.org/abs/2303.14652",
-    license="mit",
     pipeline_tag="image-segmentation",
     tags=["few-shot-segmentation"],
 ):
@@ -60,7 +59,7 @@ class HDMNet(
             f5 in the prior.
         shots: Number of shots the weights are trained with. Any other K works as well.
         image_size: Height and width, in pixels, that `predict` resizes images to.
-        dim: Channels of the tokens, a multiple of each of `heads`.
+        dim: Channels of the tokens, even and a multiple of each of `heads`.
         heads: Attention heads of each stage, finest first; its length is the number of stages.
         dropout: Dropout probability in the transformer blocks.
         feature_dropout: Probability of dropping a channel of the reduced features.
@@ -137,11 +136,17 @@ class HDMNet(
             "shot_hidden_dim": shot_hidden_dim,
             "frozen_norm": frozen_norm,
         }
+        self.train()  # a new module is in training mode, but the frozen norms are not to be
 
     @property
     def config(self) -> dict[str, Any]:
         """The constructor's arguments: `HDMNet(**model.config)` has the same architecture."""
-        return self._hub_mixin_config | {"heads": tuple(self._hub_mixin_config["heads"])}
+        return self._hub_mixin_config | {
+            "heads": tuple(self._hub_mixin_config["heads"]),
+            # These two may be changed on the model.
+            "image_size": self.image_size,
+            "frozen_norm": self.frozen_norm,
+        }
 
     # Inference and training
 
@@ -161,8 +166,14 @@ class HDMNet(
             Scores at H × W, correlation maps and priors.
 
         Raises:
-            ValueError: If a shape does not fit, or the images are too small.
+            ValueError: If a shape does not fit, the images are too small, or `base_class` is out of
+                range or given to a model without base learner.
         """
+        if query.ndim == 4 and query.shape[0] != supports.shape[0]:
+            raise ValueError(
+                f"query and supports must hold the same number of episodes B, got {_shape(query)} "
+                f"and {_shape(supports)}"
+            )
         return self.match(query, self.encode(supports, masks), base_class)
 
     def encode(self, supports: Tensor, masks: Tensor) -> SupportSet:
@@ -171,6 +182,9 @@ class HDMNet(
         Args:
             supports: (B, K, 3, H, W), as for `forward`.
             masks: (B, K, H, W), as for `forward`.
+
+        Returns:
+            The encoded supports of the B episodes.
 
         Raises:
             ValueError: If a shape does not fit, or the images are too small.
@@ -184,20 +198,25 @@ class HDMNet(
             )
         self._check_size(supports)
         foreground = (masks == 1)[:, :, None].to(supports.dtype)
-        return self.encode_features(self.backbone((supports * foreground).flatten(0, 1)), masks)
+        masked = rearrange(supports * foreground, "b k c h w -> (b k) c h w")
+        return self.encode_features(self.backbone(masked), masks)
 
     def match(
         self, query: Tensor, supports: SupportSet, base_class: Tensor | None = None
     ) -> HDMNetOutput:
-        """Segment B queries with encoded supports: of B episodes, or of one episode for all.
+        """Segment B queries with encoded supports.
 
         Args:
             query: (B, 3, H, W), as for `forward`.
-            supports: Made by this model's `encode` or `encode_supports`.
+            supports: Made by this model's `encode` or, for inference, `encode_supports`. Of B
+                episodes, or of a divisor of B: each is then shared by as many consecutive queries.
             base_class: (B,) long, as for `forward`.
 
+        Returns:
+            What `forward` returns.
+
         Raises:
-            ValueError: If a shape does not fit, or the images are too small.
+            ValueError: As `forward`.
         """
         if query.ndim != 4 or query.shape[1] != 3:
             raise ValueError(f"query must be (B, 3, H, W), got {_shape(query)}")
@@ -211,6 +230,12 @@ class HDMNet(
         Args:
             features: `backbone` of the B · K supports, each multiplied by its mask.
             masks: (B, K, H, W), as for `forward`.
+
+        Returns:
+            What `encode` returns.
+
+        Raises:
+            ValueError: If the grid is too small for the coarsest stage.
         """
         f2, f3, f4 = features
         shots = masks.shape[1]
@@ -218,7 +243,8 @@ class HDMNet(
         f5 = f3 if self.psp is None else self.psp(f4)
         s = _split_shots(self.support_reduce(torch.cat([f3, f2], dim=1)), shots)
         prototypes = masked_average_pool(s, mask).to(s.dtype)
-        tokens = self.support_merge(torch.cat([s, _on_grid(prototypes, s)], dim=2).flatten(0, 1))
+        parts = torch.cat([s, _on_grid(prototypes, s)], dim=2)
+        tokens = self.support_merge(rearrange(parts, "b k c h w -> (b k) c h w"))
         return SupportSet(
             mask=mask,
             prototype=prototypes.mean(dim=1),
@@ -241,9 +267,18 @@ class HDMNet(
             supports: As for `match`.
             size: Height and width of the queries.
             base_class: (B,) long, as for `forward`.
+
+        Returns:
+            What `forward` returns.
+
+        Raises:
+            ValueError: If `base_class` or the number of episodes does not fit, or the grid is too
+                small for the coarsest stage.
         """
         f2, f3, f4 = features
         supports = supports.expand(f2.shape[0])
+        if base_class is not None and self.ensemble is None:
+            raise ValueError("base_class was given, but the model has base_classes=0")
         f5 = f3 if self.psp is None else self.psp(f4)
         prior = torch.stack(
             [
@@ -284,8 +319,12 @@ class HDMNet(
             masks: The mask of each, of its size: bool, {0, 1}, {0, 255}, or {0, 1, 255} where 255
                 is ignored.
 
+        Returns:
+            The encoded supports, for inference only: no gradient flows to or through them.
+
         Raises:
-            TypeError, ValueError: If an image or mask is not one of these.
+            TypeError: If something is no image or mask.
+            ValueError: If an image or mask cannot be read, or has other values or another size.
         """
         return prediction.encode_supports(self, supports, masks)
 
@@ -321,8 +360,12 @@ class HDMNet(
             supports: As for `encode_supports`; or what that returned.
             masks: As for `encode_supports`; left out with an encoded set.
 
+        Returns:
+            The segmentation of the query, or a list of them.
+
         Raises:
-            TypeError, ValueError: If an image or mask is none of those.
+            TypeError: If something is no image or mask.
+            ValueError: If an image or mask cannot be read, or has other values or another size.
         """
         return prediction.predict(self, query, supports, masks)
 
@@ -375,7 +418,7 @@ class HDMNet(
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the transformer's activations in the backward pass instead of keeping them."""
         for module in self.modules():
-            if isinstance(module, SelfAttentionStage | CascadeMatching):
+            if isinstance(module, SelfAttentionStage | MatchingStage):
                 module.grad_checkpointing = enable
 
     # Saving and loading
@@ -448,9 +491,11 @@ class HDMNet(
                 token=token,
                 local_files_only=local_files_only,
             )
-        return cls._load_as_safetensor(cls(**options), file, map_location, strict)
+        model = cls(**options | {"pretrained_backbone": False})
+        return cls._load_as_safetensor(model, file, "cpu", strict).to(map_location)
 
     def _save_pretrained(self, save_directory: Path) -> None:
+        self._hub_mixin_config = self.config | {"heads": list(self.config["heads"])}
         file = save_directory / constants.SAFETENSORS_SINGLE_FILE
         temporary = file.with_suffix(".tmp")
         try:

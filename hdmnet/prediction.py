@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hdmnet.model import HDMNet
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SupportSet:
     """Everything about the supports of B episodes that does not depend on the query.
 
@@ -68,7 +68,7 @@ class SupportSet:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Segmentation:
     """The answer to one query, on the CPU."""
 
@@ -179,7 +179,8 @@ def _segment(model: "HDMNet", query: ImageLike, supports: SupportSet) -> Segment
         scores = upsample(final.float(), image.shape[-2:], align_corners=False)[0].clamp(min=0)
         background, foreground = scores
         probability = foreground / (background + foreground).clamp(min=1e-12)
-    return Segmentation(probability.cpu())
+    # A clone made out here is an ordinary tensor, which its owner may change.
+    return Segmentation(probability.cpu().clone())
 
 
 @contextmanager

@@ -57,12 +57,18 @@ def cosine_prior(query: Tensor, support: Tensor, mask: Tensor) -> Tensor:
 
 
 def gram_matrix(features: Tensor) -> Tensor:
-    """Cosines between the channels of a map, (…, C, h, w) → (…, C, C): its style.
+    """Cosines between the channels of a map: its style.
+
+    Args:
+        features: (…, C, h, w) features.
+
+    Returns:
+        (…, C, C) cosines in [-1, 1].
 
     Source: BAM (arXiv 2203.07615), ensemble module.
     """
     with no_autocast(features):
-        f = upcast(features).flatten(-2)
+        f = rearrange(upcast(features), "... h w -> ... (h w)")
         norm = f.norm(dim=-1, keepdim=True)
         return f @ f.mT / (norm * norm.mT + 1e-7)
 

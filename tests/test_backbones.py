@@ -51,17 +51,15 @@ class TestBackbone:
         assert out.final.shape == (1, 2, 56, 72)
 
 
-def test_resnet_dilates_every_block_of_a_stage() -> None:
-    pyramid = FeaturePyramid("resnet50")
+@pytest.mark.parametrize("name", ["resnet50", "resnet101"])
+def test_resnet_dilates_every_block_of_a_stage(name: str) -> None:
+    pyramid = FeaturePyramid(name)
+    assert len(pyramid.body.layer3) == {"resnet50": 6, "resnet101": 23}[name]
     for layer, dilation in ((2, 1), (3, 2), (4, 4)):
         for index, block in enumerate(pyramid.body.get_submodule(f"layer{layer}")):
             assert block.conv2.dilation == block.conv2.padding == (dilation, dilation)
             assert block.conv2.stride == ((2, 2) if layer == 2 and index == 0 else (1, 1))
             assert block.conv1.stride == (1, 1)
-
-
-def test_resnet101_has_the_paper_name() -> None:
-    assert len(FeaturePyramid("resnet101").body.layer3) == 23
 
 
 def test_vgg_is_the_plain_network() -> None:

@@ -76,6 +76,27 @@ def test_problems_are_named() -> None:
     assert "of another shape: cls_merge.weight" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"shots": 5}, "kshot_rw.0.weight"),
+        ({"shots": 5, "shot_hidden_dim": 0}, "kshot_rw.weight"),
+        ({}, "base_learnear.2.weight"),
+        ({}, "query_merge.0.weight"),
+        ({"backbone": "resnet50"}, "layer1.0.conv1.weight"),
+        ({"backbone": "resnet101"}, "layer3.22.conv1.weight"),
+    ],
+)
+def test_a_missing_key_is_named(options: dict[str, object], key: str) -> None:
+    official = convert.to_official(HDMNet(**{"backbone": "vgg16", "base_classes": 15} | options))
+    del official[key]
+    if key == "kshot_rw.weight":  # the only key of its kind: without it, this is a one-shot model
+        assert convert.from_official(official).config["shots"] == 1
+        return
+    with pytest.raises(ValueError, match=f"keys missing: {key}$"):
+        convert.from_official(official)
+
+
 def test_not_a_checkpoint() -> None:
     with pytest.raises(ValueError, match="not an official HDMNet checkpoint"):
         convert.from_official({"weight": torch.zeros(1)})

@@ -70,6 +70,33 @@ def test_a_reload_never_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert downloads == [1]
 
 
+def test_a_configuration_cannot_ask_for_a_download(
+    saved: tuple[HDMNet, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, folder = saved
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"pretrained_backbone": True}))
+    downloads = []
+    monkeypatch.setattr(
+        "timm.models._builder.load_pretrained", lambda *_, **__: downloads.append(1)
+    )
+    HDMNet.from_pretrained(folder)
+    assert not downloads
+
+
+def test_what_changed_on_the_model_is_saved(saved: tuple[HDMNet, Path], tmp_path: Path) -> None:
+    model, _ = saved
+    model.image_size, model.frozen_norm = 96, True
+    model.save_pretrained(tmp_path / "changed")
+    again = HDMNet.from_pretrained(tmp_path / "changed")
+    assert again.config == model.config == OPTIONS | {"image_size": 96, "frozen_norm": True}
+
+
+def test_loads_to_a_device(saved: tuple[HDMNet, Path]) -> None:
+    again = HDMNet.from_pretrained(saved[1], map_location="meta")
+    assert {p.device.type for p in again.parameters()} == {"meta"}
+
+
 def test_half_precision_storage_loads_as_float32(saved: tuple[HDMNet, Path]) -> None:
     _, folder = saved
     file = folder / "model.safetensors"

@@ -108,6 +108,20 @@ def test_ignored_is_not_foreground(model: HDMNet) -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64])
+def test_masks_of_any_dtype(model: HDMNet, dtype: torch.dtype) -> None:
+    query, supports, masks = episode()
+    binary = (masks == 1).float()
+    expected = model(query, supports, binary)
+    assert_same_output(model(query, supports, binary.to(dtype)), expected)
+    stage, x = model.cascade.stages[0], torch.randn(1, 64, 8, 8)
+    support, prior = torch.randn(1, 1, 64, 8, 8), torch.rand(1, 2, 8, 8)
+    for a, b in zip(
+        stage(x, support, binary.to(dtype), prior), stage(x, support, binary, prior), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
 def test_only_the_masked_part_of_a_support_counts(model: HDMNet) -> None:
     query, supports, masks = episode()
     elsewhere = supports + 5 * (masks != 1)[:, :, None]
@@ -160,6 +174,22 @@ def test_base_class_is_left_out_in_training(model: HDMNet) -> None:
 
 
 class TestErrors:
+    def test_base_class(self, model: HDMNet) -> None:
+        inputs = episode(batch=2)
+        with pytest.raises(ValueError, match=r"must be \(B,\) = \(2,\), got \(1,\)"):
+            model(*inputs, torch.tensor([1]))
+        for wrong in ([-1, 0], [0, 3]):
+            with pytest.raises(ValueError, match=r"in 0 … 2, without background, got"):
+                model(*inputs, torch.tensor(wrong))
+        with pytest.raises(ValueError, match="base_classes=0"):
+            make(base_classes=0)(*inputs, torch.tensor([0, 0]))
+
+    def test_batches_must_agree(self, model: HDMNet) -> None:
+        query, _, _ = episode(batch=4)
+        _, supports, masks = episode(batch=2)
+        with pytest.raises(ValueError, match="same number of episodes"):
+            model(query, supports, masks)
+
     def test_smallest_size_is_named_and_works(self, model: HDMNet) -> None:
         assert model.smallest_size == 25
         model(*episode(size=(25, 40)))
@@ -220,6 +250,24 @@ class TestLoss:
 
 
 class TestTraining:
+    def test_norms_of_a_new_model_are_frozen(self) -> None:
+        model = HDMNet("resnet18", base_classes=3, image_size=64)
+        assert model.training
+        assert not any(m.training for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+        before = copy.deepcopy(model.state_dict())
+        model(*episode())
+        assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+    def test_gradient_checkpointing_counts_a_batch_once(self) -> None:
+        states = []
+        for enable in (False, True):
+            model = make(frozen_norm=False, dropout=0.0, feature_dropout=0.0).train()
+            model.set_grad_checkpointing(enable)
+            model(*episode(batch=2)).meta.sum().backward()
+            states.append(dict(model.named_buffers()))
+        for name, value in states[0].items():
+            assert_same(states[1][name].float(), value.float())
+
     def test_norms_stay_in_eval_by_default(self, fresh: HDMNet) -> None:
         fresh.train()
         norms = [m for m in fresh.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -315,7 +363,7 @@ class TestPrecision:
             out = model(*inputs)
             losses = EpisodeLoss()(out, inputs[2][:, 0])
         losses.total.backward()
-        assert out.prior.dtype == torch.float32
+        assert out.prior.dtype == out.final.dtype == torch.float32
         assert all(c.dtype == torch.float32 for c in out.correlations)
         assert losses.total.isfinite()
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)

@@ -7,7 +7,6 @@ import pytest
 import torch
 from conftest import assert_same, make
 from PIL import Image
-from torch import nn
 from torch.nn import functional as F
 
 from hdmnet import HDMNet, Segmentation, box_mask
@@ -208,5 +207,7 @@ def test_predict_on_a_model_in_double(support: tuple) -> None:
     assert result.probability.dtype == torch.float32
 
 
-def test_modules_are_found(model: HDMNet) -> None:
-    assert isinstance(model, nn.Module)
+def test_results_are_ordinary_tensors(model: HDMNet, support: tuple) -> None:
+    result = model.predict(picture(), *support)
+    result.probability.mul_(0.5)
+    assert result.probability.max() <= 0.5

@@ -18,6 +18,11 @@ def test_snippet_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     exec(compile(SNIPPETS[number], f"README snippet {number}", "exec"), {})
 
 
+@pytest.mark.parametrize("page", ["README.md", "hdmnet/weights/README.md"])
+def test_nothing_is_left_to_fill_in(page: str) -> None:
+    assert not re.search(r"@[A-Z]+@|TODO|TBD", (ROOT / page).read_text(encoding="utf-8"))
+
+
 def test_it_is_short() -> None:
     assert len(README.splitlines()) < 150
     assert len(SNIPPETS) == 2
