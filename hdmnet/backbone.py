@@ -63,6 +63,14 @@ class FeaturePyramid(nn.Module):
         f2, f3, f4 = (_to_grid(x, grid) for x in (f2, f3, f4))
         return f2, f3, f4
 
+    def normalise(self, images: Tensor) -> Tensor:
+        """(…, 3, H, W) RGB in [0, 1] → the same, as `forward` expects it."""
+        mean, std = (
+            torch.tensor(values, dtype=images.dtype, device=images.device).view(3, 1, 1)
+            for values in (self.mean, self.std)
+        )
+        return (images - mean) / std
+
     @torch.no_grad()
     def smallest_size(self, grid: int) -> int:
         """The smallest height and width of an image whose features fill `grid` × `grid`.

