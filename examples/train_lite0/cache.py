@@ -39,6 +39,9 @@ SECOND_OF_CATEGORY = 0.12
 """Share of the scenes that show two objects of the first one's category."""
 DISTRACTORS = (0.4, 0.4, 0.2)
 """Probability of 1, 2, 3 objects of other categories."""
+HARD_DISTRACTOR = 0.4
+"""Share of the scenes whose first distractor is a relative of the target (one animal beside
+another), so that it takes more than "an animal" to tell them apart."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,11 @@ def draw_category(
     return kind, str(rng.choice(list(groups[kind]), p=sizes / sizes.sum()))
 
 
+def _family(category: str) -> str:
+    """The top folder of a category."""
+    return category.split("/")[0]
+
+
 class ObjectSampler:
     """Draws objects by source, then category, then object, so that no large category dominates."""
 
@@ -103,12 +111,19 @@ class ObjectSampler:
         self._items = items
         self._groups = {kind: groups[kind] for kind in SOURCES if kind in groups}
 
-    def draw(self, rng: np.random.Generator, exclude: set[str]) -> int:
-        """An object of a category that is not in `exclude`."""
-        while True:
-            kind, name = draw_category(rng, self._groups)
-            if name not in exclude:
-                return int(rng.choice(self._groups[kind][name]))
+    def draw(self, rng: np.random.Generator, exclude: set[str], *, family: str = "") -> int:
+        """An object of a category that is not in `exclude`; of a family if it has another such."""
+        groups = {
+            kind: {name: members for name, members in categories.items() if name not in exclude}
+            for kind, categories in self._groups.items()
+        }
+        relatives = {
+            kind: {name: members for name, members in categories.items() if _family(name) == family}
+            for kind, categories in groups.items()
+        }
+        relatives = {kind: categories for kind, categories in relatives.items() if categories}
+        kind, name = draw_category(rng, relatives or groups)
+        return int(rng.choice((relatives or groups)[kind][name]))
 
     def scene(self, rng: np.random.Generator) -> list[int]:
         """The objects of one scene, the target first."""
@@ -120,8 +135,10 @@ class ObjectSampler:
         ]
         if same and rng.random() < SECOND_OF_CATEGORY:
             chosen.append(int(rng.choice(same)))
-        for _ in range(1 + rng.choice(len(DISTRACTORS), p=DISTRACTORS)):
-            other = self.draw(rng, seen)
+        hard = rng.random() < HARD_DISTRACTOR
+        for number in range(1 + rng.choice(len(DISTRACTORS), p=DISTRACTORS)):
+            family = _family(category) if hard and number == 0 else ""
+            other = self.draw(rng, seen, family=family)
             seen.add(self._items[other].category)
             chosen.append(other)
         return chosen
