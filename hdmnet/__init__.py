@@ -9,10 +9,11 @@ from hdmnet.images import box_mask
 from hdmnet.losses import EpisodeLoss, EpisodeLosses
 from hdmnet.matching import CascadeMatching, MatchingStage
 from hdmnet.model import HDMNet, HDMNetOutput
-from hdmnet.prediction import Segmentation, SupportSet
+from hdmnet.prediction import Segmentation
 from hdmnet.pretrained import PretrainedInfo, list_pretrained
 from hdmnet.priors import cosine_prior, gram_distance, gram_matrix, masked_average_pool
 from hdmnet.stages import HierarchicalEncoder, PatchEmbed, SelfAttentionStage
+from hdmnet.supports import SupportSet
 
 __version__ = "0.1.0"
 

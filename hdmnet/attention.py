@@ -1,5 +1,8 @@
 """The attention and feed-forward layers of HDMNet (arXiv 2303.14652)."""
 
+from typing import NamedTuple
+
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from timm.layers import LayerNorm2d
@@ -53,22 +56,37 @@ class SpatialReductionAttention(nn.Module):
         return rearrange(out, "b (h w) c -> b c h w", h=x.shape[-2])
 
 
+class SupportTokens(NamedTuple):
+    """What `MatchingAttention` needs of K supports; n counts the positions that a mask covers."""
+
+    key: Tensor
+    """(B, heads, n, d) of unit length."""
+    value: Tensor
+    """(B, heads, n, d), times the mask."""
+    key_sum: Tensor
+    """(B, heads, d): Σ mask · key."""
+    area: Tensor
+    """(B,): Σ mask."""
+
+
 class MatchingAttention(nn.Module):
     """Cosine cross-attention from support to query, normalised over the *query* positions.
 
     Every foreground support position distributes one unit of attention over the query, so an
     object that fills many support positions cannot be outvoted by the background of the query.
 
+    `forward` is `encode`, which does not depend on the query, and then `match`.
+
     Args:
         dim: Number of channels C, a multiple of `heads`.
         heads: Number of attention heads.
         shots: Number of shots K_t the weights are trained with. With K shots the attention output
             is multiplied by K_t / K, so that identical shots give the output of one.
-        temperature: Divisor of the cosines.
+        temperature: Divisor of the cosines, at least 0.02.
         dropout: Probability of dropping an output element.
 
     Raises:
-        ValueError: If `dim` is not a multiple of `heads`.
+        ValueError: If `dim` is not a multiple of `heads`, or `temperature` is too small.
 
     Source: HDMNet, matching module.
     """
@@ -84,6 +102,11 @@ class MatchingAttention(nn.Module):
     ) -> None:
         super().__init__()
         check_heads(dim, heads)
+        if temperature < 0.02:
+            raise ValueError(
+                f"temperature must be at least 0.02, for exp(1 / temperature) to fit float32, "
+                f"got {temperature}"
+            )
         self.heads = heads
         self.shots = shots
         self.temperature = temperature
@@ -105,26 +128,29 @@ class MatchingAttention(nn.Module):
             The attended values (B, C, h, w), and the correlation map (B, h, w): the mean over heads
             and foreground support positions of cosine / temperature.
         """
-        query_tokens = rearrange(query, "b c h w -> b (h w) c")
-        support_tokens, m = keep_foreground(
+        return self.match(query, self.encode(support, mask), shots=support.shape[1])
+
+    def encode(self, support: Tensor, mask: Tensor) -> SupportTokens:
+        """Project K masked support maps, as for `forward`, to keys and values."""
+        tokens, m = keep_foreground(
             rearrange(support, "b k c h w -> b (k h w) c"),
             rearrange(mask.to(support.dtype), "b k h w -> b (k h w)"),
         )
-        q = split_heads(self.query(query_tokens), self.heads)
-        k = split_heads(self.key(support_tokens), self.heads)
-        v = split_heads(self.value(support_tokens), self.heads)
-        m = rearrange(m, "b n -> b 1 n 1")
+        key = upcast(split_heads(self.key(tokens), self.heads))
+        value = upcast(split_heads(self.value(tokens), self.heads))
+        m = rearrange(upcast(m), "b n -> b 1 n 1")
+        key = F.normalize(key, dim=-1, eps=1e-12)
+        return SupportTokens(key, m * value, (m * key).sum(dim=-2), m.sum(dim=(1, 2, 3)))
+
+    def match(self, query: Tensor, support: SupportTokens, *, shots: int) -> tuple[Tensor, Tensor]:
+        """`forward` against what `encode` returned for `shots` supports."""
+        q = split_heads(self.query(rearrange(query, "b c h w -> b (h w) c")), self.heads)
         with no_autocast(query):
-            q, k, v, m = upcast(q), upcast(k), upcast(v), upcast(m)
-            q = F.normalize(q, dim=-1, eps=1e-12)
-            k = F.normalize(k, dim=-1, eps=1e-12)
-            attention = (q @ k.mT / self.temperature).softmax(dim=-2)
-            attended = attention @ (m * v) * (self.shots / support.shape[1])
+            q = F.normalize(upcast(q), dim=-1, eps=1e-12) / self.temperature
+            attended = _attend(q, support.key, support.value) * (self.shots / shots)
             # The sum over support positions commutes with the product: no N × N matrix for C.
-            foreground_key = (m * k).sum(dim=-2, keepdim=True) / (
-                m.sum(dim=-2, keepdim=True) + 1e-9
-            )
-            correlation = (q @ foreground_key.mT).squeeze(-1).mean(dim=1) / self.temperature
+            mean_key = upcast(support.key_sum) / (upcast(support.area)[:, None, None] + 1e-9)
+            correlation = (q @ mean_key[..., None]).squeeze(-1).mean(dim=1)
         out = rearrange(attended, "b heads n d -> b n (heads d)").to(self.out.weight.dtype)
         out = self.dropout(self.out(out))
         height = query.shape[-2]
@@ -158,6 +184,24 @@ class MixFFN(nn.Module):
         """Transform the map `x` (B, C, h, w); same shape."""
         hidden = self.activation(self.depthwise(self.expand(x)))
         return self.dropout(self.project(self.dropout(hidden)))
+
+
+CHUNK = 1024
+"""Support positions whose attention is in memory at a time."""
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Softmax over query positions of query · key, times value.
+
+    The scores are bounded by 1 / temperature, so exp needs no maximum subtracted, and the softmax's
+    divisor, one for each support position, divides the value in place of the larger matrix.
+    """
+    chunk = key.shape[-2] if torch.compiler.is_compiling() else CHUNK
+    out = torch.zeros_like(query)
+    for k, v in zip(key.split(chunk, dim=-2), value.split(chunk, dim=-2), strict=True):
+        attention = (query @ upcast(k).mT).exp_()
+        out = out + attention @ (upcast(v) / attention.sum(dim=-2)[..., None])
+    return out
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

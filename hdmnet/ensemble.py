@@ -1,9 +1,14 @@
 """The base learner, and its merging with the matching network (from BAM, arXiv 2203.07615)."""
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange
 from torch import Tensor, nn
 
-from hdmnet._ops import no_autocast, upcast, upsample
+from hdmnet._ops import Box, no_autocast, upcast
 
 
 class PyramidPooling(nn.Module):
@@ -22,6 +27,7 @@ class PyramidPooling(nn.Module):
     ) -> None:
         super().__init__()
         branch = in_channels // len(bins)
+        self.pooled_channels = [branch] * len(bins)
         self.branches = nn.ModuleList(
             nn.Sequential(
                 nn.AdaptiveAvgPool2d(size),
@@ -37,10 +43,44 @@ class PyramidPooling(nn.Module):
             nn.BatchNorm2d(out_channels),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) → (B, out_channels, h, w), of either sign."""
-        pooled = [upsample(branch(x), x.shape[-2:], align_corners=True) for branch in self.branches]
-        return self.fuse(torch.cat([x, *pooled], dim=1))
+    def forward(self, x: Tensor, box: Box | None = None) -> Tensor:
+        """Pool, and convolve.
+
+        Args:
+            x: (B, C, h, w) features.
+            box: The part of the grid whose output is wanted, all of it if left out.
+
+        Returns:
+            (B, out_channels, h, w), of either sign; h and w are those of `box` if there is one.
+        """
+        box = Box(0, 0, x.shape[-2], x.shape[-1]) if box is None else box
+        conv, norm = cast(nn.Conv2d, self.fuse[0]), self.fuse[1]
+        own, *pooled = conv.weight.split([x.shape[1], *self.pooled_channels], dim=1)
+        # Convolution and upsampling are both linear: the nine taps are applied to the few pooled
+        # cells, not to the thousands of positions that are interpolated from them.
+        top, left = max(box.top - 1, 0), max(box.left - 1, 0)
+        around = x[..., top : box.bottom + 1, left : box.right + 1]
+        y = F.conv2d(around, own, padding=1)
+        y = y[..., box.top - top : box.bottom - top, box.left - left : box.right - left]
+        for branch, weight in zip(self.branches, pooled, strict=True):
+            y = y + _convolve_upsampled(branch(x), weight, x.shape[-2:], box)
+        return norm(y if conv.bias is None else y + conv.bias[:, None, None])
+
+
+def _convolve_upsampled(cells: Tensor, weight: Tensor, grid: Sequence[int], box: Box) -> Tensor:
+    """conv2d(upsample(cells, grid, align_corners=True), weight, padding=1), inside of `box`."""
+    rows = _taps(cells, cells.shape[-2], grid[0])[box.top : box.bottom]
+    columns = _taps(cells, cells.shape[-1], grid[1])[box.left : box.right]
+    products = einsum(weight, cells, "o c i j, b c y x -> b o i y j x")
+    products = einsum(products, columns, "b o i y j x, w j x -> b o i y w")
+    return einsum(products, rows, "b o i y w, h i y -> b o h w")
+
+
+def _taps(like: Tensor, cells: int, length: int) -> Tensor:
+    """(length, 3, cells): what each cell weighs, by interpolation, in each tap of each output."""
+    eye = torch.eye(cells, dtype=like.dtype, device=like.device)[None]
+    weights = F.interpolate(eye, size=length, mode="linear", align_corners=True)[0]
+    return rearrange(F.pad(weights, (1, 1)).unfold(1, 3, 1), "cells at taps -> at taps cells")
 
 
 class BaseLearner(nn.Module):

@@ -1,6 +1,7 @@
 """Cascade matching: query against supports, coarse to fine (arXiv 2303.14652)."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hdmnet._ops import nearest, upsample
-from hdmnet.attention import MatchingAttention, MixFFN
+from hdmnet.attention import MatchingAttention, MixFFN, SupportTokens
 
 
 class MatchingStage(nn.Module):
@@ -60,23 +61,34 @@ class MatchingStage(nn.Module):
         Returns:
             The matched features (B, C, h, w) and the correlation map (B, h, w).
         """
+        return self.match(query, self.encode(support, mask), prior, shots=support.shape[1])
+
+    def encode(self, support: Tensor, mask: Tensor) -> SupportTokens:
+        """The part of `forward` that does not depend on the query."""
         mask = nearest(mask.to(support.dtype), support.shape[-2:])
+        support = rearrange(support, "b k c h w -> (b k) c h w")
+        # One LayerNorm serves query and supports.
+        support = rearrange(self.norm1(support), "(b k) c h w -> b k c h w", k=mask.shape[1])
+        return self.attention.encode(support, mask)
+
+    def match(
+        self, query: Tensor, support: SupportTokens, prior: Tensor, *, shots: int
+    ) -> tuple[Tensor, Tensor]:
+        """`forward` against what `encode` returned for `shots` supports."""
         if self.grad_checkpointing and self.training:
             # Without `fuse`: recomputed, its BatchNorm would count every batch twice.
             query, correlation = checkpoint(
-                self._transform, query, support, mask, use_reentrant=False
+                self._transform, query, support, shots, use_reentrant=False
             )
         else:
-            query, correlation = self._transform(query, support, mask)
+            query, correlation = self._transform(query, support, shots)
         prior = upsample(prior, query.shape[-2:], align_corners=True)
         return self.fuse(torch.cat([query, prior.to(query.dtype)], dim=1)), correlation
 
-    def _transform(self, query: Tensor, support: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        # One LayerNorm serves query and supports.
-        shots = support.shape[1]
-        support = self.norm1(rearrange(support, "b k c h w -> (b k) c h w"))
-        support = rearrange(support, "(b k) c h w -> b k c h w", k=shots)
-        attended, correlation = self.attention(self.norm1(query), support, mask)
+    def _transform(
+        self, query: Tensor, support: SupportTokens, shots: int
+    ) -> tuple[Tensor, Tensor]:
+        attended, correlation = self.attention.match(self.norm1(query), support, shots=shots)
         query = query + attended
         return query + self.ffn(self.norm2(query)), correlation
 
@@ -135,10 +147,27 @@ class CascadeMatching(nn.Module):
             Logits (B, 2, h_0, w_0) on the finest grid, background first; and the correlation map
             (B, h_s, w_s) of each stage, *coarsest first*.
         """
+        return self.match(query, self.encode(support, mask), prior, shots=mask.shape[1])
+
+    def encode(self, support: Sequence[Tensor], mask: Tensor) -> tuple[SupportTokens, ...]:
+        """The part of `forward` that does not depend on the query; one item per level."""
+        pairs = zip(self.stages, support, strict=True)
+        return tuple(cast(MatchingStage, stage).encode(level, mask) for stage, level in pairs)
+
+    def match(
+        self,
+        query: Sequence[Tensor],
+        support: Sequence[SupportTokens],
+        prior: Tensor,
+        *,
+        shots: int,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """`forward` against what `encode` returned for `shots` supports."""
         correlations = []
         y: Tensor | None = None
         for level in reversed(range(len(self.stages))):
-            z, correlation = self.stages[level](query[level], support[level], mask, prior)
+            stage = cast(MatchingStage, self.stages[level])
+            z, correlation = stage.match(query[level], support[level], prior, shots=shots)
             if y is None:
                 y = self.parse[level](z)
             else:

@@ -1,5 +1,7 @@
 """HDMNet: the parts, composed."""
 
+import hashlib
+import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,15 +13,22 @@ from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
-from hdmnet import prediction, pretrained
-from hdmnet._ops import upcast, upsample
+from hdmnet import fusion, prediction, pretrained
+from hdmnet._ops import foreground_box, nearest, upcast, upsample
 from hdmnet.backbone import FeaturePyramid
 from hdmnet.ensemble import BaseLearner, BaseMetaEnsemble, PyramidPooling
 from hdmnet.images import ImageLike
 from hdmnet.matching import CascadeMatching, MatchingStage
-from hdmnet.prediction import Segmentation, SupportSet
-from hdmnet.priors import cosine_prior, gram_distance, gram_matrix, masked_average_pool
+from hdmnet.prediction import Segmentation
+from hdmnet.priors import (
+    foreground_features,
+    gram_distance,
+    gram_matrix,
+    masked_average_pool,
+    max_cosine,
+)
 from hdmnet.stages import HierarchicalEncoder, SelfAttentionStage
+from hdmnet.supports import SupportSet
 
 REDUCED_DIM = 256  # channels of the reduced features q and s
 PSP_DIM = 512  # channels of f5
@@ -101,6 +110,7 @@ class HDMNet(
         self.image_size = image_size
         self.frozen_norm = frozen_norm
         self._backbone_frozen = False
+        self._fused_fingerprint: str | None = None
 
         self.backbone = FeaturePyramid(backbone, pretrained=pretrained_backbone)
         c2, c3, c4 = self.backbone.channels
@@ -196,9 +206,17 @@ class HDMNet(
                 f"got {_shape(masks)}"
             )
         self._check_size(supports)
-        foreground = (masks == 1)[:, :, None].to(supports.dtype)
-        masked = rearrange(supports * foreground, "b k c h w -> (b k) c h w")
-        return self.encode_features(self.backbone(masked), masks)
+        masked = supports * (masks == 1)[:, :, None].to(supports.dtype)
+        if self.backbone.training or torch.compiler.is_compiling():
+            features = self.backbone(rearrange(masked, "b k c h w -> (b k) c h w"))
+            return self.encode_features(features, masks)
+        # One shot at a time, so that memory does not grow with K. Not where batch statistics are
+        # taken, nor in a compiled graph, which would hold the network K times.
+        first, *others = (
+            self.encode_features(self.backbone(image), mask[:, None])
+            for image, mask in zip(masked.unbind(dim=1), masks.unbind(dim=1), strict=True)
+        )
+        return first.merge(*others)
 
     def match(
         self, query: Tensor, supports: SupportSet, base_class: Tensor | None = None
@@ -217,11 +235,26 @@ class HDMNet(
         Raises:
             ValueError: As `forward`.
         """
-        if query.ndim != 4 or query.shape[1] != 3:
-            raise ValueError(f"query must be (B, 3, H, W), got {_shape(query)}")
-        self._check_size(query)
+        self._check_query(query, supports)
         size = (query.shape[-2], query.shape[-1])
         return self.match_features(self.backbone(query), supports, size, base_class)
+
+    def scores(self, query: Tensor, supports: SupportSet) -> Tensor:
+        """The `final` scores of `match` alone, for inference: the rest is not resized to H × W.
+
+        Args:
+            query: (B, 3, H, W), as for `forward`.
+            supports: As for `match`.
+
+        Returns:
+            (B, 2, H, W) scores, background first.
+
+        Raises:
+            ValueError: As `forward`.
+        """
+        self._check_query(query, supports)
+        grid = self._match_on_grid(self.backbone(query), supports)
+        return self._final(grid, query.shape[-2:])
 
     def encode_features(self, features: tuple[Tensor, Tensor, Tensor], masks: Tensor) -> SupportSet:
         """`encode` on features that are there already, as a frozen backbone allows.
@@ -239,16 +272,26 @@ class HDMNet(
         f2, f3, f4 = features
         shots = masks.shape[1]
         mask = (masks == 1).to(f2.dtype)
-        f5 = f3 if self.psp is None else self.psp(f4)
         s = _split_shots(self.support_reduce(torch.cat([f3, f2], dim=1)), shots)
         prototypes = masked_average_pool(s, mask).to(s.dtype)
         parts = torch.cat([s, _on_grid(prototypes, s)], dim=2)
         tokens = self.support_merge(rearrange(parts, "b k c h w -> (b k) c h w"))
+        levels = [_split_shots(level, shots) for level in self.encoder(tokens)]
+        # Priors compare what the masks cover: f5 is needed nowhere else.
+        grid_mask = nearest(mask, f4.shape[-2:])
+        box = None if torch.compiler.is_compiling() else foreground_box(grid_mask)
+        if box is not None:
+            grid_mask, f3 = box.crop(grid_mask), box.crop(f3)
+        f5 = f3 if self.psp is None else self.psp(f4, box)
+        f4 = f4 if box is None else box.crop(f4)
         return SupportSet(
-            mask=mask,
-            prototype=prototypes.mean(dim=1),
-            tokens=tuple(_split_shots(level, shots) for level in self.encoder(tokens)),
-            prior_features=(_split_shots(f5, shots), _split_shots(f4, shots)),
+            shots=shots,
+            prototypes=prototypes,
+            tokens=self.cascade.encode(levels, mask),
+            prior_features=(
+                foreground_features(_split_shots(f5, shots), grid_mask),
+                foreground_features(_split_shots(f4, shots), grid_mask),
+            ),
             gram=None if self.ensemble is None else gram_matrix(_split_shots(f2, shots)),
         )
 
@@ -274,37 +317,13 @@ class HDMNet(
             ValueError: If `base_class` or the number of episodes does not fit, or the grid is too
                 small for the coarsest stage.
         """
-        f2, f3, f4 = features
-        supports = supports.expand(f2.shape[0])
-        if base_class is not None and self.ensemble is None:
-            raise ValueError("base_class was given, but the model has base_classes=0")
-        f5 = f3 if self.psp is None else self.psp(f4)
-        prior = torch.stack(
-            [
-                cosine_prior(q, s, supports.mask)
-                for q, s in zip((f5, f4), supports.prior_features, strict=True)
-            ],
-            dim=1,
-        )
-        q = self.query_reduce(torch.cat([f3, f2], dim=1))
-        parts = [q, _on_grid(supports.prototype, q), (PRIOR_SCALE * prior).to(q.dtype)]
-        tokens = self.query_merge(torch.cat(parts, dim=1))
-        meta, correlations = self.cascade(
-            self.encoder(tokens), supports.tokens, supports.mask, prior
-        )
-        meta_full = upsample(meta, size, align_corners=True)
-        if self.ensemble is None or self.base_learner is None or supports.gram is None:
-            final = upcast(meta_full).softmax(dim=1)
-            return HDMNetOutput(final, meta_full, None, correlations, prior)
-        base = self.base_learner(f5)
-        distances = gram_distance(gram_matrix(f2), supports.gram)
-        final = self.ensemble(meta, base, distances, base_class)
+        grid = self._match_on_grid(features, supports, base_class)
         return HDMNetOutput(
-            final=upsample(final, size, align_corners=True),
-            meta=meta_full,
-            base=upsample(base, size, align_corners=True),
-            correlations=correlations,
-            prior=prior,
+            final=self._final(grid, size),
+            meta=upsample(grid.meta, size, align_corners=True),
+            base=None if grid.base is None else upsample(grid.base, size, align_corners=True),
+            correlations=grid.correlations,
+            prior=grid.prior,
         )
 
     def encode_supports(
@@ -368,10 +387,45 @@ class HDMNet(
         """
         return prediction.predict(self, query, supports, masks)
 
+    def fused(self) -> "HDMNet":
+        """A copy for inference only: the same answers, faster.
+
+        Norms are folded into convolutions, convolutions with nothing between them are collapsed,
+        and the memory format suits the processor. The copy shares nothing with this model. It
+        cannot be trained or saved.
+
+        Returns:
+            A model in eval mode that accepts, and makes, the same encoded supports as this one.
+        """
+        return fusion.fuse(self)
+
+    def fingerprint(self) -> str:
+        """Short hash of configuration and weights, which any training step changes.
+
+        A `fused` copy has that of its original.
+        """
+        if self._fused_fingerprint is not None:
+            return self._fused_fingerprint
+        # A few values of each tensor: a training step changes nearly all values.
+        samples = [
+            tensor.detach()[(slice(8), *(0 for _ in tensor.shape[1:]))].double()
+            for tensor in self.state_dict().values()
+            if tensor.is_floating_point()
+        ]
+        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        digest.update(torch.cat(samples).cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
     # Fine-tuning
 
     def train(self, mode: bool = True) -> Self:
-        """Switch to training mode, but for what is frozen: it stays in eval mode."""
+        """Switch to training mode, but for what is frozen: it stays in eval mode.
+
+        Raises:
+            RuntimeError: If the model is a `fused` copy and `mode` is true.
+        """
+        if mode and self._fused_fingerprint is not None:
+            raise RuntimeError("a fused model has no norms to train: train the original")
         super().train(mode)
         if self.frozen_norm:
             for module in self.modules():
@@ -494,6 +548,8 @@ class HDMNet(
         return cls._load_as_safetensor(model, file, "cpu", strict).to(map_location)
 
     def _save_pretrained(self, save_directory: Path) -> None:
+        if self._fused_fingerprint is not None:
+            raise RuntimeError("a fused model cannot be loaded again: save the original")
         self._hub_mixin_config = self.config
         file = save_directory / constants.SAFETENSORS_SINGLE_FILE
         temporary = file.with_suffix(".tmp")
@@ -506,6 +562,54 @@ class HDMNet(
     def _frozen_modules(self) -> list[nn.Module]:
         parts = (self.backbone, self.psp, self.base_learner)
         return [part for part in parts if part is not None]
+
+    def _match_on_grid(
+        self,
+        features: tuple[Tensor, Tensor, Tensor],
+        supports: SupportSet,
+        base_class: Tensor | None = None,
+    ) -> HDMNetOutput:
+        """`match_features` before its scores are resized: all of h × w, the feature grid."""
+        f2, f3, f4 = features
+        supports = supports.expand(f2.shape[0])
+        if base_class is not None and self.ensemble is None:
+            raise ValueError("base_class was given, but the model has base_classes=0")
+        f5 = f3 if self.psp is None else self.psp(f4)
+        prior = torch.stack(
+            [max_cosine(q, s) for q, s in zip((f5, f4), supports.prior_features, strict=True)],
+            dim=1,
+        )
+        q = self.query_reduce(torch.cat([f3, f2], dim=1))
+        prototype = supports.prototypes.mean(dim=1)
+        parts = [q, _on_grid(prototype, q), (PRIOR_SCALE * prior).to(q.dtype)]
+        tokens = self.query_merge(torch.cat(parts, dim=1))
+        meta, correlations = self.cascade.match(
+            self.encoder(tokens), supports.tokens, prior, shots=supports.shots
+        )
+        if self.ensemble is None or self.base_learner is None or supports.gram is None:
+            final = upcast(meta).softmax(dim=1)
+            return HDMNetOutput(final, meta, None, correlations, prior)
+        base = self.base_learner(f5)
+        distances = gram_distance(gram_matrix(f2), supports.gram)
+        final = self.ensemble(meta, base, distances, base_class)
+        return HDMNetOutput(final, meta, base, correlations, prior)
+
+    def _final(self, grid: HDMNetOutput, size: Sequence[int]) -> Tensor:
+        """`final` of `_match_on_grid`, resized to (B, 2, H, W)."""
+        if self.ensemble is None:  # softmax comes after the resizing
+            return upcast(upsample(grid.meta, size, align_corners=True)).softmax(dim=1)
+        return upsample(grid.final, size, align_corners=True)
+
+    def _check_query(self, query: Tensor, supports: SupportSet) -> None:
+        if query.ndim != 4 or query.shape[1] != 3:
+            raise ValueError(f"query must be (B, 3, H, W), got {_shape(query)}")
+        self._check_size(query)
+        known = supports.fingerprint is not None and not torch.compiler.is_compiling()
+        if known and supports.fingerprint != self.fingerprint():
+            raise ValueError(
+                "the supports were encoded by another model, or this one has changed since: "
+                "encode them again"
+            )
 
     def _check_size(self, images: Tensor) -> None:
         if min(images.shape[-2:]) < self.smallest_size:

@@ -3,69 +3,21 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
-from einops import repeat
 from PIL import Image
 from torch import Tensor, nn
 
 from hdmnet._ops import nearest, upsample
 from hdmnet.images import ImageLike, load_image, load_mask
+from hdmnet.supports import SupportSet
 
 if TYPE_CHECKING:
     from hdmnet.model import HDMNet
-
-
-@dataclass(frozen=True, eq=False)
-class SupportSet:
-    """Everything about the supports of B episodes that does not depend on the query.
-
-    Made by `HDMNet.encode_supports` or `HDMNet.encode`; opaque to its users.
-    """
-
-    mask: Tensor
-    """(B, K, H, W) in {0, 1}, 1 = object."""
-    prototype: Tensor
-    """(B, 256), the mean over shots."""
-    tokens: tuple[Tensor, ...]
-    """(B, K, C, h_s, w_s) per stage, finest first."""
-    prior_features: tuple[Tensor, Tensor]
-    """(B, K, C_l, h, w), of f5 (f3 without base learner) and f4."""
-    gram: Tensor | None
-    """(B, K, C_2, C_2), or None without base learner."""
-
-    @property
-    def shots(self) -> int:
-        """Number of supports K of each episode."""
-        return self.mask.shape[1]
-
-    def expand(self, batch: int) -> "SupportSet":
-        """The set for `batch` queries: each episode shared by consecutive queries, equally many.
-
-        Raises:
-            ValueError: If `batch` is not a multiple of the episodes that the set holds.
-        """
-        episodes = self.mask.shape[0]
-        if episodes == batch:
-            return self
-        if batch % episodes:
-            raise ValueError(f"supports of {episodes} episodes do not fit {batch} queries")
-
-        def share(x: Tensor) -> Tensor:
-            return repeat(x, "episodes ... -> (episodes queries) ...", queries=batch // episodes)
-
-        f5, f4 = self.prior_features
-        return SupportSet(
-            mask=share(self.mask),
-            prototype=share(self.prototype),
-            tokens=tuple(share(level) for level in self.tokens),
-            prior_features=(share(f5), share(f4)),
-            gram=None if self.gram is None else share(self.gram),
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +101,8 @@ def encode_supports(
     batch = torch.stack([_prepare(model, image) for image in tensors])
     mask = torch.stack([nearest(label[None, None].float(), size)[0, 0] for label in labels])
     with evaluating(model):
-        return model.encode(batch[None], mask[None].to(batch.device))
+        encoded = model.encode(batch[None], mask[None].to(batch.device))
+    return replace(encoded, fingerprint=model.fingerprint())
 
 
 def predict(
@@ -175,7 +128,7 @@ def predict(
 def _segment(model: "HDMNet", query: ImageLike, supports: SupportSet) -> Segmentation:
     image = load_image(query)
     with evaluating(model):
-        final = model.match(_prepare(model, image)[None], supports).final
+        final = model.scores(_prepare(model, image)[None], supports)
         scores = upsample(final.float(), image.shape[-2:], align_corners=False)[0].clamp(min=0)
         background, foreground = scores
         probability = foreground / (background + foreground).clamp(min=1e-12)

@@ -4,7 +4,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from hdmnet._ops import keep_foreground, nearest, no_autocast, upcast, upsample
+from hdmnet._ops import inner_products, keep_foreground, nearest, no_autocast, upcast, upsample
 
 
 def masked_average_pool(features: Tensor, mask: Tensor) -> Tensor:
@@ -40,19 +40,40 @@ def cosine_prior(query: Tensor, support: Tensor, mask: Tensor) -> Tensor:
 
     Source: the prior mask of PFENet (arXiv 2008.01449), which HDMNet takes over.
     """
+    return max_cosine(query, foreground_features(support, mask))
+
+
+def foreground_features(support: Tensor, mask: Tensor) -> Tensor:
+    """The part of `cosine_prior` that does not depend on the query.
+
+    Args:
+        support: (B, K, C, h, w), as for `cosine_prior`.
+        mask: (B, K, H, W), as for `cosine_prior`.
+
+    Returns:
+        (B, K, n, C) features inside of the masks, and 0 in the place of all outside.
+    """
+    support = upcast(support)
+    m = nearest(mask.to(support.dtype), support.shape[-2:])
+    # One background position of each shot stands for all of them.
+    s, m = keep_foreground(
+        rearrange(support, "b k c h w -> b k (h w) c"),
+        rearrange(m, "b k h w -> b k (h w)"),
+        spare=1,
+    )
+    return s * m[..., None]
+
+
+def max_cosine(query: Tensor, support: Tensor) -> Tensor:
+    """`cosine_prior` of a query (B, C, h, w) and what `foreground_features` returned."""
     with no_autocast(query):
-        query, support = upcast(query), upcast(support)
-        m = nearest(mask.to(support.dtype), support.shape[-2:])
-        # One background position of each shot stands for all of them.
-        s, m = keep_foreground(
-            rearrange(support, "b k c h w -> b k (h w) c"),
-            rearrange(m, "b k h w -> b k (h w)"),
-            spare=1,
-        )
-        s = s * m[..., None]
-        q = rearrange(query, "b c h w -> b 1 (h w) c")
-        norms = q.norm(dim=-1, keepdim=True) * s.norm(dim=-1)[..., None, :]
-        similarity = (q @ s.mT / (norms + 1e-7)).amax(dim=-1).mean(dim=1)
+        query = upcast(query)
+        query_norm = query.norm(dim=1).flatten(1)[..., None]
+        best = []
+        for s in map(upcast, support.unbind(dim=1)):  # memory must not grow with K
+            norms = query_norm * s.norm(dim=-1)[:, None]
+            best.append(inner_products(query, s).div_(norms.add_(1e-7)).amax(dim=-1))
+        similarity = torch.stack(best).mean(dim=0)
     return rearrange(similarity, "b (h w) -> b h w", h=query.shape[-2])
 
 
@@ -85,5 +106,5 @@ def gram_distance(query: Tensor, support: Tensor) -> Tensor:
 
     Source: BAM (arXiv 2203.07615), ensemble module.
     """
-    difference = query[:, None] - support
+    difference = query[:, None] - upcast(support)
     return torch.linalg.matrix_norm(difference) / query.shape[-1]

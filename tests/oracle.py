@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hdmnet import MatchingAttention, ShotWeighting
+from hdmnet import MatchingAttention, PyramidPooling, ShotWeighting
 
 
 def masked_average_pool(features: Tensor, mask: Tensor) -> Tensor:
@@ -111,3 +111,12 @@ def distillation(correlations: list[Tensor], target: Tensor) -> Tensor:
                 total = total + pi * (torch.log(pi + 1e-12) - torch.log(qi + 1e-12)) / len(student)
         teacher = student.detach()
     return total / len(correlations)
+
+
+def pyramid_pooling(module: PyramidPooling, x: Tensor) -> Tensor:
+    """Every pooled channel at every position, then the convolution over all of them."""
+    pooled = [
+        F.interpolate(branch(x), x.shape[-2:], mode="bilinear", align_corners=True)
+        for branch in module.branches
+    ]
+    return module.fuse(torch.cat([x, *pooled], dim=1))

@@ -61,11 +61,12 @@ def test_outputs(reference: Path, case: str) -> None:
     seen: dict[str, Tensor] = {}
     tokens: list[Tensor] = []
     model.encoder.register_forward_pre_hook(lambda _, args: tokens.append(args[0]))
-    model.cascade.register_forward_hook(lambda *args: seen.update(meta_low=args[2][0]))
+    model.cascade.classifier.register_forward_hook(lambda *args: seen.update(meta_low=args[2]))
     model.base_learner.register_forward_hook(lambda *args: seen.update(base_low=args[2]))
     with torch.inference_mode():
         output = model(*inputs(arguments))
-    seen["support_tokens"], seen["query_tokens"] = tokens
+    *support_tokens, seen["query_tokens"] = tokens  # supports are encoded one by one
+    seen["support_tokens"] = torch.stack(support_tokens, dim=1).flatten(0, 1)
     seen |= {"final": output.final, "meta": output.meta, "prior": output.prior}
     seen |= {f"correlation_{i}": c for i, c in enumerate(output.correlations)}
     assert seen.keys() == expected.keys()

@@ -18,14 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from catalogue import Cutout, load_catalogue
 from PIL import Image
 from scenes import compose, load_backgrounds, load_cutout
-from torch import Tensor
 from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from hdmnet import HDMNet
+from hdmnet.images import load_image
 
 logger = logging.getLogger(__name__)
 
@@ -125,16 +126,16 @@ def measure_all_foreground(episodes: list[Episode]) -> float:
 def measure_prior(model: HDMNet, episodes: list[Episode]) -> float:
     """Class mIoU of the better training-free one-shot prior, at its best threshold."""
     ious = (IoU(), IoU())  # of f3 and f4
-    seen: list[Tensor] = []
-    hook = model.cascade.register_forward_pre_hook(lambda _, args: seen.append(args[3]))
     for episode in tqdm(episodes, desc="prior"):
-        seen.clear()
-        model.predict(episode.query, episode.supports[0], episode.masks[0])
-        maps = interpolate(seen[0], episode.target.shape, mode="bilinear")[0].numpy()
-        for iou, prior in zip(ious, maps, strict=True):
-            above = np.stack([prior > threshold for threshold in THRESHOLDS])
+        supports = model.encode_supports(episode.supports[0], episode.masks[0])
+        image = load_image(episode.query)[None]
+        image = interpolate(image, (model.image_size,) * 2, mode="bilinear", antialias=True)
+        with torch.inference_mode():
+            prior = model.match(model.backbone.normalise(image), supports).prior
+        maps = interpolate(prior, episode.target.shape, mode="bilinear")[0].numpy()
+        for iou, values in zip(ious, maps, strict=True):
+            above = np.stack([values > threshold for threshold in THRESHOLDS])
             iou.add(episode.category, above, episode.target)
-    hook.remove()
     return float(max(iou.mean().max() for iou in ious))
 
 

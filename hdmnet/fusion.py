@@ -1,0 +1,107 @@
+"""An inference-only copy of a model with fewer operations and the same answers."""
+
+import copy
+import logging
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from einops import einsum
+from timm.layers import BatchNormAct2d
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+if TYPE_CHECKING:
+    from hdmnet.model import HDMNet
+
+logger = logging.getLogger(__name__)
+
+
+def fuse(model: "HDMNet") -> "HDMNet":
+    """Copy a model for inference, see `HDMNet.fused`."""
+    fingerprint = model.fingerprint()
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    roots = [model.backbone.body, *model.cascade.parse, model.cascade.classifier]
+    roots += [stage.get_submodule("fuse") for stage in model.cascade.stages]
+    roots += [] if model.psp is None else [*model.psp.branches, model.psp.fuse]
+    for root in roots:
+        fold_norms(root)
+    model.cascade.parse = nn.ModuleList(
+        nn.Sequential(collapse(parse), nn.ReLU(inplace=True)) for parse in model.cascade.parse
+    )
+    model.cascade.classifier = nn.Sequential(collapse(model.cascade.classifier))
+    model._fused_fingerprint = fingerprint
+    return model.to(memory_format=torch.channels_last)
+
+
+def fold_norms(root: nn.Module) -> None:
+    """Fold, in place, every BatchNorm in eval mode into the convolution that alone feeds it."""
+    try:
+        nodes = list(_Tracer().trace(root).nodes)
+    except Exception as error:  # fx fails in many ways on code that depends on values
+        logger.info("%s keeps its norms: it cannot be traced (%s)", type(root).__name__, error)
+        return
+    calls = Counter(node.target for node in nodes if node.op == "call_module")
+    for node in nodes:
+        if node.op != "call_module" or calls[node.target] > 1:
+            continue
+        source = node.args[0]
+        if not isinstance(source, fx.Node) or source.op != "call_module":
+            continue
+        norm, conv = root.get_submodule(str(node.target)), root.get_submodule(str(source.target))
+        if not isinstance(norm, nn.BatchNorm2d) or not isinstance(conv, nn.Conv2d):
+            continue
+        if calls[source.target] > 1 or len(source.users) > 1:
+            continue
+        rest = norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity()
+        root.set_submodule(str(source.target), fuse_conv_bn_eval(conv, norm))
+        root.set_submodule(str(node.target), rest)
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        # timm's own classes of convolutions and norms are to be seen as such.
+        known = isinstance(m, nn.Conv2d | nn.BatchNorm2d)
+        return known or super().is_leaf_module(m, module_qualified_name)
+
+
+class CollapsedBottleneck(nn.Module):
+    """Convolutions 1 × 1, 3 × 3 and 1 × 1 with nothing between them, as one 3 × 3 convolution.
+
+    The first bias is absent where the 3 × 3 kernel hangs over the border: its share of the output
+    is a convolution of ones.
+    """
+
+    def __init__(self, first: nn.Conv2d, middle: nn.Conv2d, last: nn.Conv2d) -> None:
+        super().__init__()
+        w1, w2, w3 = (conv.weight.double() for conv in (first, middle, last))
+        b1, b2, b3 = (_bias(conv).double() for conv in (first, middle, last))
+        w1, w3 = w1[:, :, 0, 0], w3[:, :, 0, 0]
+        outer = einsum(w3, w2, "o m, m n i j -> o n i j")
+        dtype = first.weight.dtype
+        self.register_buffer("weight", einsum(outer, w1, "o n i j, n c -> o c i j").to(dtype))
+        self.register_buffer(
+            "ones_weight", einsum(outer, b1, "o n i j, n -> o i j")[:, None].to(dtype)
+        )
+        self.register_buffer("bias", (w3 @ b2 + b3).to(dtype))
+
+    weight: Tensor
+    ones_weight: Tensor
+    bias: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) → (B, C', h, w)."""
+        ones = x.new_ones(1, 1, *x.shape[-2:])
+        return F.conv2d(x, self.weight, self.bias, padding=1) + F.conv2d(
+            ones, self.ones_weight, padding=1
+        )
+
+
+def collapse(bottleneck: nn.Module) -> CollapsedBottleneck:
+    """Collapse a bottleneck of `CascadeMatching` whose norms are folded."""
+    return CollapsedBottleneck(*(m for m in bottleneck.modules() if isinstance(m, nn.Conv2d)))
+
+
+def _bias(conv: nn.Conv2d) -> Tensor:
+    return conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias

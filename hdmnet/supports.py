@@ -1,0 +1,173 @@
+"""Encoded supports: everything about a class that does not depend on the query."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import torch
+from einops import repeat
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hdmnet.attention import SupportTokens
+
+FORMAT = "hdmnet support set 1"
+
+
+@dataclass(frozen=True, eq=False)
+class SupportSet:
+    """Everything about the supports of B episodes that does not depend on the query.
+
+    Made by `HDMNet.encode_supports` or `HDMNet.encode`; opaque to its users.
+    """
+
+    shots: int
+    """Number of supports K of each episode."""
+    prototypes: Tensor
+    """(B, K, 256)."""
+    tokens: tuple[SupportTokens, ...]
+    """Keys and values of each matching stage, finest first."""
+    prior_features: tuple[Tensor, Tensor]
+    """(B, K, n, C_l) inside of the masks, of f5 (f3 without base learner) and f4."""
+    gram: Tensor | None
+    """(B, K, C_2, C_2), or None without base learner."""
+    fingerprint: str | None = None
+    """Of the model; None in a set that `HDMNet.encode` made."""
+
+    def expand(self, batch: int) -> Self:
+        """The set for `batch` queries: each episode shared by consecutive queries, equally many.
+
+        Raises:
+            ValueError: If `batch` is not a multiple of the episodes that the set holds.
+        """
+        episodes = self.prototypes.shape[0]
+        if episodes == batch:
+            return self
+        if batch % episodes:
+            raise ValueError(f"supports of {episodes} episodes do not fit {batch} queries")
+        # Views, not copies, of the one episode that `predict` has.
+        return self._map(
+            lambda x: repeat(x, "episodes ... -> (episodes queries) ...", queries=batch // episodes)
+        )
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Self:
+        """The set on another device, in another floating point type, or both."""
+        return self._map(lambda x: x.to(device=device, dtype=dtype))
+
+    def merge(self, *others: Self) -> Self:
+        """One set of the shots of all, for sets of one class (of the same episodes) and one model.
+
+        Raises:
+            ValueError: If the sets differ in their model or number of episodes.
+        """
+        sets = (self, *others)
+        if len({s.fingerprint for s in sets}) > 1:
+            raise ValueError("the sets were encoded by different models: encode them by one")
+        if len({len(s.prototypes) for s in sets}) > 1:
+            raise ValueError(
+                "the sets must hold the same number of episodes, got "
+                f"{[len(s.prototypes) for s in sets]}"
+            )
+        if not others:
+            return self
+        levels = zip(*(s.tokens for s in sets), strict=True)
+        f5, f4 = zip(*(s.prior_features for s in sets), strict=True)
+        grams = [s.gram for s in sets if s.gram is not None]
+        return replace(
+            self,
+            shots=sum(s.shots for s in sets),
+            prototypes=torch.cat([s.prototypes for s in sets], dim=1),
+            tokens=tuple(_merge_tokens(level) for level in levels),
+            prior_features=(_pad_and_cat(f5), _pad_and_cat(f4)),
+            gram=torch.cat(grams, dim=1) if grams else None,
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file that `load` reads.
+
+        Raises:
+            ValueError: If the set was made by `HDMNet.encode`, which leaves no fingerprint.
+        """
+        if self.fingerprint is None:
+            raise ValueError("only a set made by encode_supports can be saved")
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.tmp")
+        tensors = {name: tensor.contiguous() for name, tensor in self._named_tensors().items()}
+        about = {"format": FORMAT, "shots": self.shots, "fingerprint": self.fingerprint}
+        try:
+            save_file(tensors, temporary, {"hdmnet": json.dumps(about)})
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Self:
+        """Read a set that `save` wrote; only the model that encoded it accepts it.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is no support set.
+        """
+        try:
+            with safe_open(path, "pt", device=str(device)) as file:
+                about = json.loads((file.metadata() or {}).get("hdmnet", "{}"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no support set: {error}") from error
+        if about.get("format") != FORMAT:
+            raise ValueError(f"{path} is no support set of this version of hdmnet")
+        stages = range(sum(name.endswith(".key") for name in tensors))
+        return cls(
+            shots=about["shots"],
+            prototypes=tensors["prototypes"],
+            tokens=tuple(
+                SupportTokens(*(tensors[f"tokens.{i}.{name}"] for name in SupportTokens._fields))
+                for i in stages
+            ),
+            prior_features=(tensors["prior_features.0"], tensors["prior_features.1"]),
+            gram=tensors.get("gram"),
+            fingerprint=about["fingerprint"],
+        )
+
+    def _named_tensors(self) -> dict[str, Tensor]:
+        tensors = {"prototypes": self.prototypes}
+        for i, level in enumerate(self.tokens):
+            tensors |= {f"tokens.{i}.{name}": x for name, x in level._asdict().items()}
+        tensors |= {f"prior_features.{i}": x for i, x in enumerate(self.prior_features)}
+        return tensors if self.gram is None else tensors | {"gram": self.gram}
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        f5, f4 = self.prior_features
+        return replace(
+            self,
+            prototypes=function(self.prototypes),
+            tokens=tuple(SupportTokens(*map(function, level)) for level in self.tokens),
+            prior_features=(function(f5), function(f4)),
+            gram=None if self.gram is None else function(self.gram),
+        )
+
+
+def _merge_tokens(parts: Sequence[SupportTokens]) -> SupportTokens:
+    keys, values, sums, areas = zip(*parts, strict=True)
+    return SupportTokens(
+        torch.cat(keys, dim=2),
+        torch.cat(values, dim=2),
+        torch.stack(sums).sum(dim=0),
+        torch.stack(areas).sum(dim=0),
+    )
+
+
+def _pad_and_cat(parts: Sequence[Tensor]) -> Tensor:
+    """Concatenate (B, K_i, n_i, C): repeating a shot's first position changes no maximum."""
+    longest = max(part.shape[2] for part in parts)
+    padded = [
+        torch.cat([part, part[:, :, :1].expand(-1, -1, longest - part.shape[2], -1)], dim=2)
+        for part in parts
+    ]
+    return torch.cat(padded, dim=1)

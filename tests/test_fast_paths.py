@@ -1,0 +1,128 @@
+"""Each exact saving against the plain computation that it replaces."""
+
+import oracle
+import pytest
+import torch
+from conftest import assert_same, episode, fill, make
+from torch import nn
+
+from hdmnet import HDMNet, MatchingAttention, PyramidPooling, attention, cosine_prior
+from hdmnet._ops import Box, foreground_box
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+class TestPyramidPooling:
+    @pytest.fixture
+    def module(self) -> PyramidPooling:
+        module = PyramidPooling(8, 5)
+        fill(module)
+        return module.eval()
+
+    @pytest.mark.parametrize("size", [(1, 1), (6, 6), (7, 13), (15, 4)])
+    def test_is_the_plain_convolution(self, module: PyramidPooling, size: tuple[int, int]) -> None:
+        x = torch.randn(2, 8, *size)
+        assert_same(module(x), oracle.pyramid_pooling(module, x))
+
+    @pytest.mark.parametrize(
+        "box", [(0, 0, 9, 11), (0, 0, 1, 1), (8, 10, 9, 11), (3, 4, 6, 5), (0, 4, 9, 6)]
+    )
+    def test_a_part_of_the_grid(self, module: PyramidPooling, box: tuple[int, ...]) -> None:
+        x = torch.randn(2, 8, 9, 11)
+        expected = Box(*box).crop(oracle.pyramid_pooling(module, x))
+        assert_same(module(x, Box(*box)), expected)
+
+    def test_trains_as_the_plain_convolution(self, module: PyramidPooling) -> None:
+        x, direction = torch.randn(2, 8, 7, 9), torch.randn(2, 5, 7, 9)
+        gradients = []
+        for forward in (module, lambda x: oracle.pyramid_pooling(module, x)):
+            module.train().zero_grad()
+            (forward(x) * direction).sum().backward()
+            gradients.append([p.grad.clone() for p in module.parameters()])
+        for got, expected in zip(*gradients, strict=True):
+            assert_same(got, expected, 1e-4)
+
+
+class TestForegroundBox:
+    @pytest.mark.parametrize(
+        ("cells", "box"),
+        [
+            ([], (0, 0, 1, 1)),
+            ([(2, 3), (4, 1)], (2, 1, 5, 4)),
+            ([(0, 0), (4, 6)], (0, 0, 5, 7)),
+            # A box that the mask fills takes in some background.
+            ([(2, 3)], (2, 3, 4, 4)),
+            ([(4, 6)], (3, 6, 5, 7)),
+            ([(row, 3) for row in range(5)], (0, 3, 5, 5)),
+            ([(row, 6) for row in range(5)], (0, 5, 5, 7)),
+            ([(row, column) for row in range(5) for column in range(7)], (0, 0, 5, 7)),
+        ],
+    )
+    def test_box(self, cells: list[tuple[int, int]], box: tuple[int, ...]) -> None:
+        mask = torch.zeros(1, 1, 5, 7)
+        for row, column in cells:
+            mask[..., row, column] = 1
+        assert foreground_box(mask) == box
+
+    def test_of_several_masks(self) -> None:
+        masks = torch.zeros(2, 1, 5, 7)
+        masks[0, 0, 1, 1] = masks[1, 0, 3, 4] = 1
+        assert foreground_box(masks) == (1, 1, 4, 5)
+
+    def test_the_prior_knows_that_a_filled_box_has_background_around(self) -> None:
+        """With all cosines negative, the maximum is the 0 of the background."""
+        query, support = torch.ones(1, 4, 6, 6), -torch.ones(1, 1, 4, 6, 6)
+        mask = torch.zeros(1, 1, 6, 6)
+        mask[..., 1:3, 2:5] = 1
+        box = foreground_box(mask)
+        assert (cosine_prior(query, box.crop(support), box.crop(mask)) == 0).all()
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_attention_in_chunks(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(attention, "CHUNK", chunk)
+    module = MatchingAttention(8, 2).eval()
+    query, support = torch.randn(2, 8, 5, 6), torch.randn(2, 3, 8, 4, 6)
+    mask = (torch.rand(2, 3, 4, 6) > 0.5).float()
+    got = module(query, support, mask)
+    for actual, expected in zip(
+        got, oracle.matching_attention(module, query, support, mask), strict=True
+    ):
+        assert_same(actual, expected)
+
+
+def test_attention_at_the_lowest_temperature() -> None:
+    """exp(1 / temperature) still fits float32, and lower is refused."""
+    module = MatchingAttention(8, 2, temperature=0.02).eval()
+    query = torch.randn(1, 8, 30, 30)
+    attended, _ = module(query, query[:, None], torch.ones(1, 1, 30, 30))
+    assert attended.isfinite().all()
+    with pytest.raises(ValueError, match="temperature must be at least"):
+        MatchingAttention(8, 2, temperature=0.01)
+
+
+@pytest.mark.parametrize("base_classes", [0, 3])
+def test_shots_encoded_one_by_one(base_classes: int) -> None:
+    """`encode` takes them one at a time, and `encode_features` at once: the same answers."""
+    model = make(base_classes=base_classes, shots=3)
+    query, supports, masks = episode(2, 3, (72, 100))
+    masked = (supports * (masks == 1)[:, :, None]).flatten(0, 1)
+    together = model.encode_features(model.backbone(masked), masks)
+    for got, expected in zip(
+        model.match(query, model.encode(supports, masks)), model.match(query, together), strict=True
+    ):
+        if isinstance(expected, torch.Tensor):
+            assert_same(got, expected)
+
+
+def test_batch_statistics_are_of_all_shots() -> None:
+    """A backbone whose norms train sees the whole batch at once."""
+    model: HDMNet = make(frozen_norm=False).train()
+    norm = next(m for m in model.backbone.modules() if isinstance(m, nn.BatchNorm2d))
+    before = int(norm.num_batches_tracked)
+    _, supports, masks = episode(2, 3)
+    model.encode(supports, masks)
+    assert int(norm.num_batches_tracked) == before + 1

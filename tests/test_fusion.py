@@ -1,0 +1,114 @@
+"""The inference-only copy gives the same answers."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import assert_same, episode, make
+from test_predict import picture
+from torch import nn
+
+from hdmnet import HDMNet, box_mask
+from hdmnet.fusion import fold_norms
+
+
+@pytest.mark.parametrize("base_classes", [0, 3])
+@pytest.mark.parametrize(
+    "backbone",
+    ["resnet50", "vgg16", "resnet18", "tf_efficientnet_lite0", "mobilenetv3_small_050"],
+)
+def test_same_answers_without_norms(backbone: str, base_classes: int) -> None:
+    model = make(backbone=backbone, base_classes=base_classes, shots=2)
+    fused = model.fused()
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
+    inputs = episode(2, 2, (72, 89))
+    with torch.inference_mode():
+        for got, expected in zip(fused(*inputs), model(*inputs), strict=True):
+            if isinstance(expected, torch.Tensor):
+                assert_same(got, expected)
+
+
+@pytest.mark.parametrize("backbone", ["convnext_atto", "hgnetv2_b0"])
+def test_other_backbones(backbone: str) -> None:
+    model = make(backbone=backbone, base_classes=0)
+    inputs = episode(1, 1, (96, 96))
+    with torch.inference_mode():
+        assert_same(model.fused()(*inputs).meta, model(*inputs).meta)
+
+
+def test_predict_and_encoded_supports(model: HDMNet) -> None:
+    fused = model.fused()
+    support = picture(80, 100, seed=1), box_mask((20, 30, 60, 80), (100, 80))
+    expected = model.predict(picture(), *support).probability
+    assert_same(fused.predict(picture(), *support).probability, expected)
+    for encoder, matcher in ((model, fused), (fused, model)):
+        supports = encoder.encode_supports(*support)
+        assert_same(matcher.predict(picture(), supports).probability, expected)
+
+
+def test_the_original_stays_as_it_is(fresh: HDMNet) -> None:
+    before = {key: value.clone() for key, value in fresh.state_dict().items()}
+    fresh.train()
+    fused = fresh.fused()
+    assert fresh.training
+    assert not fused.training
+    with torch.no_grad():
+        for tensor in (*fused.parameters(), *fused.buffers()):
+            tensor.zero_()
+    after = fresh.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_is_for_inference_only(model: HDMNet, tmp_path: Path) -> None:
+    fused = model.fused()
+    assert not any(p.requires_grad for p in fused.parameters())
+    with pytest.raises(RuntimeError, match="train the original"):
+        fused.train()
+    assert fused.eval() is fused
+    with pytest.raises(RuntimeError, match="save the original"):
+        fused.save_pretrained(tmp_path / "x")
+
+
+class TestFold:
+    """What must not be folded is not."""
+
+    def test_a_convolution_with_two_readers(self) -> None:
+        class TwoReaders(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                y = self.conv(x)
+                return y + self.norm(y)
+
+        self.assert_kept(TwoReaders())
+
+    def test_a_shared_norm(self) -> None:
+        class Shared(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.first, self.second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+                self.norm = nn.BatchNorm2d(3)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return self.norm(self.second(self.norm(self.first(x))))
+
+        self.assert_kept(Shared())
+
+    def test_code_that_cannot_be_traced(self) -> None:
+        class Dynamic(nn.Sequential):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return super().forward(x) if x.sum() > 0 else x
+
+        self.assert_kept(Dynamic(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)))
+
+    @staticmethod
+    def assert_kept(module: nn.Module) -> None:
+        module.eval()
+        x = torch.randn(1, 3, 4, 4)
+        expected = module(x)
+        fold_norms(module)
+        assert any(isinstance(m, nn.BatchNorm2d) for m in module.modules())
+        assert torch.equal(module(x), expected)

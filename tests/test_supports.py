@@ -1,0 +1,130 @@
+"""Encoded supports: saved, moved, merged."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import assert_same, episode, make
+from test_predict import picture
+from torch import Tensor
+
+from hdmnet import HDMNet, SupportSet, box_mask
+
+
+@pytest.fixture(scope="module", params=[0, 3])
+def model(request: pytest.FixtureRequest) -> HDMNet:
+    return make(base_classes=request.param)
+
+
+def encode(model: HDMNet, shots: int = 2, first: int = 1) -> SupportSet:
+    images = [picture(80, 100, seed) for seed in range(first, first + shots)]
+    masks = [box_mask((5 * i, 30, 60, 80), (100, 80)) for i in range(first, first + shots)]
+    return model.encode_supports(images, masks)
+
+
+def probability(model: HDMNet, supports: SupportSet) -> Tensor:
+    return model.predict(picture(), supports).probability
+
+
+class TestFile:
+    def test_round_trip(self, model: HDMNet, tmp_path: Path) -> None:
+        supports = encode(model)
+        supports.save(tmp_path / "cat.safetensors")
+        assert [p.name for p in tmp_path.iterdir()] == ["cat.safetensors"]
+        loaded = SupportSet.load(tmp_path / "cat.safetensors")
+        assert loaded.shots == 2
+        assert torch.equal(probability(model, loaded), probability(model, supports))
+
+    def test_of_another_model(self, model: HDMNet, tmp_path: Path) -> None:
+        encode(model).save(tmp_path / "cat.safetensors")
+        other = make(base_classes=model.config["base_classes"])
+        with torch.no_grad():
+            for p in other.cascade.parameters():
+                p.add_(0.01)
+        with pytest.raises(ValueError, match="encoded by another model"):
+            probability(other, SupportSet.load(tmp_path / "cat.safetensors"))
+
+    def test_a_training_step_makes_another_model(self, tmp_path: Path) -> None:
+        model = make(base_classes=0)
+        supports = encode(model)
+        optimiser = torch.optim.AdamW(model.param_groups(1e-4))
+        model.freeze_backbone().train()
+        model(*episode()).final.square().mean().backward()
+        optimiser.step()
+        with pytest.raises(ValueError, match="has changed since"):
+            probability(model, supports)
+
+    def test_a_reloaded_model_is_the_same(self, model: HDMNet, tmp_path: Path) -> None:
+        model.save_pretrained(tmp_path / "model")
+        reloaded = HDMNet.from_pretrained(tmp_path / "model")
+        assert torch.equal(probability(reloaded, encode(model)), probability(model, encode(model)))
+
+    @pytest.mark.parametrize("content", [b"", b"not a safetensors file", b"\xff" * 64])
+    def test_not_a_support_set(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "x").write_bytes(content)
+        with pytest.raises(ValueError, match="no support set"):
+            SupportSet.load(tmp_path / "x")
+
+    def test_another_safetensors_file(self, model: HDMNet, tmp_path: Path) -> None:
+        model.save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match="no support set of this version"):
+            SupportSet.load(tmp_path / "model.safetensors")
+        with pytest.raises(FileNotFoundError):
+            SupportSet.load(tmp_path / "missing")
+
+    def test_a_set_without_fingerprint(self, model: HDMNet, tmp_path: Path) -> None:
+        _, supports, masks = episode()
+        with pytest.raises(ValueError, match="encode_supports"):
+            model.encode(supports, masks).save(tmp_path / "x")
+        assert not list(tmp_path.iterdir())
+
+    def test_failed_save_leaves_the_old_file(
+        self, model: HDMNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "cat.safetensors"
+        path.write_bytes(b"old")
+
+        def fail(tensors: object, temporary: Path, metadata: object) -> None:
+            temporary.write_bytes(b"half")
+            raise OSError("disk full")
+
+        monkeypatch.setattr("hdmnet.supports.save_file", fail)
+        with pytest.raises(OSError, match="disk full"):
+            encode(model).save(path)
+        assert path.read_bytes() == b"old"
+        assert [p.name for p in tmp_path.iterdir()] == ["cat.safetensors"]
+
+
+class TestMerge:
+    def test_is_encoding_together(self, model: HDMNet) -> None:
+        merged = encode(model, 2, 1).merge(encode(model, 1, 3))
+        assert merged.shots == 3
+        assert_same(probability(model, merged), probability(model, encode(model, 3, 1)))
+
+    def test_of_sets_with_masks_of_different_area(self, model: HDMNet) -> None:
+        """One mask that covers its whole support (no background), one that covers little of it."""
+        full, small = torch.ones(100, 80), box_mask((5, 5, 15, 15), (100, 80))
+        images = [picture(80, 100, seed) for seed in (1, 2)]
+        sets = [model.encode_supports(i, m) for i, m in zip(images, (full, small), strict=True)]
+        together = model.encode_supports(images, [full, small])
+        for merged in (sets[0].merge(sets[1]), SupportSet.merge(*sets)):
+            assert_same(probability(model, merged), probability(model, together))
+
+    def test_other_models(self, model: HDMNet) -> None:
+        other = make(base_classes=model.config["base_classes"], dropout=0.2)
+        with pytest.raises(ValueError, match="different models"):
+            encode(model).merge(encode(other))
+
+    def test_other_numbers_of_episodes(self, model: HDMNet) -> None:
+        one, two = (model.encode(*episode(batch)[1:]) for batch in (1, 2))
+        with pytest.raises(ValueError, match=r"number of episodes, got \[1, 2\]"):
+            one.merge(two)
+
+
+def test_to(model: HDMNet) -> None:
+    supports = encode(model)
+    half = supports.to("cpu", torch.bfloat16)
+    assert half.prototypes.dtype == half.tokens[0].key.dtype == torch.bfloat16
+    assert supports.prototypes.dtype == torch.float32
+    assert (probability(model, half) - probability(model, supports)).abs().max() < 0.05
+    assert supports.to("meta").prototypes.device.type == "meta"
