@@ -196,9 +196,11 @@ def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     The scores are bounded by 1 / temperature, so exp needs no maximum subtracted, and the softmax's
     divisor, one for each support position, divides the value in place of the larger matrix.
     """
-    chunk = key.shape[-2] if torch.compiler.is_compiling() else CHUNK
+    chunks = [(key, value)]
+    if not torch.compiler.is_compiling():  # a compiled graph must not depend on their number
+        chunks = list(zip(key.split(CHUNK, dim=-2), value.split(CHUNK, dim=-2), strict=True))
     out = torch.zeros_like(query)
-    for k, v in zip(key.split(chunk, dim=-2), value.split(chunk, dim=-2), strict=True):
+    for k, v in chunks:
         attention = (query @ upcast(k).mT).exp_()
         out = out + attention @ (upcast(v) / attention.sum(dim=-2)[..., None])
     return out

@@ -80,7 +80,9 @@ def _taps(like: Tensor, cells: int, length: int) -> Tensor:
     """(length, 3, cells): what each cell weighs, by interpolation, in each tap of each output."""
     eye = torch.eye(cells, dtype=like.dtype, device=like.device)[None]
     weights = F.interpolate(eye, size=length, mode="linear", align_corners=True)[0]
-    return rearrange(F.pad(weights, (1, 1)).unfold(1, 3, 1), "cells at taps -> at taps cells")
+    padded = F.pad(weights, (1, 1))
+    taps = torch.stack([padded[:, tap : tap + length] for tap in range(3)])
+    return rearrange(taps, "taps cells at -> at taps cells")
 
 
 class BaseLearner(nn.Module):
@@ -133,7 +135,7 @@ class ShotWeighting(nn.Module):
 
     def forward(self, distances: Tensor) -> Tensor:
         """(B, K) distances, K ≥ 1 → (B,) their weighted means."""
-        if distances.shape[1] != self.shots or self.shots == 1:
+        if self.shots == 1 or distances.shape[1] != self.shots:
             return distances.mean(dim=1)
         # Kept for parity: weights stay in the sorted order, distances in their own.
         ordered = distances.sort(dim=1).values[:, :, None, None]

@@ -285,7 +285,6 @@ class HDMNet(
         f5 = f3 if self.psp is None else self.psp(f4, box)
         f4 = f4 if box is None else box.crop(f4)
         return SupportSet(
-            shots=shots,
             prototypes=prototypes,
             tokens=self.cascade.encode(levels, mask),
             prior_features=(

@@ -68,12 +68,16 @@ def max_cosine(query: Tensor, support: Tensor) -> Tensor:
     """`cosine_prior` of a query (B, C, h, w) and what `foreground_features` returned."""
     with no_autocast(query):
         query = upcast(query)
-        query_norm = query.norm(dim=1).flatten(1)[..., None]
+        query_norm = query.norm(dim=1).flatten(1)[..., None, None]
+        # One shot at a time, so that memory does not grow with K; a compiled graph must not depend
+        # on K, and takes all at once.
+        parts = [support] if torch.compiler.is_compiling() else support.split(1, dim=1)
         best = []
-        for s in map(upcast, support.unbind(dim=1)):  # memory must not grow with K
+        for s in map(upcast, parts):
+            products = inner_products(query, s.flatten(1, 2)).unflatten(2, s.shape[1:3])
             norms = query_norm * s.norm(dim=-1)[:, None]
-            best.append(inner_products(query, s).div_(norms.add_(1e-7)).amax(dim=-1))
-        similarity = torch.stack(best).mean(dim=0)
+            best.append(products.div_(norms.add_(1e-7)).amax(dim=-1))
+        similarity = torch.cat(best, dim=2).mean(dim=2)
     return rearrange(similarity, "b (h w) -> b h w", h=query.shape[-2])
 
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -25,8 +25,6 @@ class SupportSet:
     Made by `HDMNet.encode_supports` or `HDMNet.encode`; opaque to its users.
     """
 
-    shots: int
-    """Number of supports K of each episode."""
     prototypes: Tensor
     """(B, K, 256)."""
     tokens: tuple[SupportTokens, ...]
@@ -37,6 +35,11 @@ class SupportSet:
     """(B, K, C_2, C_2), or None without base learner."""
     fingerprint: str | None = None
     """Of the model; None in a set that `HDMNet.encode` made."""
+
+    @property
+    def shots(self) -> int:
+        """Number of supports K of each episode."""
+        return self.prototypes.shape[1]
 
     def expand(self, batch: int) -> Self:
         """The set for `batch` queries: each episode shared by consecutive queries, equally many.
@@ -81,7 +84,6 @@ class SupportSet:
         grams = [s.gram for s in sets if s.gram is not None]
         return replace(
             self,
-            shots=sum(s.shots for s in sets),
             prototypes=torch.cat([s.prototypes for s in sets], dim=1),
             tokens=tuple(_merge_tokens(level) for level in levels),
             prior_features=(_pad_and_cat(f5), _pad_and_cat(f4)),
@@ -98,8 +100,8 @@ class SupportSet:
             raise ValueError("only a set made by encode_supports can be saved")
         path = Path(path)
         temporary = path.with_name(f".{path.name}.tmp")
-        tensors = {name: tensor.contiguous() for name, tensor in self._named_tensors().items()}
-        about = {"format": FORMAT, "shots": self.shots, "fingerprint": self.fingerprint}
+        tensors = {name: tensor.contiguous() for name, tensor in self.named_tensors().items()}
+        about = {"format": FORMAT, "fingerprint": self.fingerprint}
         try:
             save_file(tensors, temporary, {"hdmnet": json.dumps(about)})
             temporary.replace(path)
@@ -122,9 +124,23 @@ class SupportSet:
             raise ValueError(f"{path} is no support set: {error}") from error
         if about.get("format") != FORMAT:
             raise ValueError(f"{path} is no support set of this version of hdmnet")
+        return cls.from_named_tensors(tensors, about["fingerprint"])
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """The tensors, by name, as `save` writes them."""
+        tensors = {"prototypes": self.prototypes}
+        for i, level in enumerate(self.tokens):
+            tensors |= {f"tokens.{i}.{name}": x for name, x in level._asdict().items()}
+        tensors |= {f"prior_features.{i}": x for i, x in enumerate(self.prior_features)}
+        return tensors if self.gram is None else tensors | {"gram": self.gram}
+
+    @classmethod
+    def from_named_tensors(
+        cls, tensors: Mapping[str, Tensor], fingerprint: str | None = None
+    ) -> Self:
+        """The set of what `named_tensors` returned."""
         stages = range(sum(name.endswith(".key") for name in tensors))
         return cls(
-            shots=about["shots"],
             prototypes=tensors["prototypes"],
             tokens=tuple(
                 SupportTokens(*(tensors[f"tokens.{i}.{name}"] for name in SupportTokens._fields))
@@ -132,15 +148,8 @@ class SupportSet:
             ),
             prior_features=(tensors["prior_features.0"], tensors["prior_features.1"]),
             gram=tensors.get("gram"),
-            fingerprint=about["fingerprint"],
+            fingerprint=fingerprint,
         )
-
-    def _named_tensors(self) -> dict[str, Tensor]:
-        tensors = {"prototypes": self.prototypes}
-        for i, level in enumerate(self.tokens):
-            tensors |= {f"tokens.{i}.{name}": x for name, x in level._asdict().items()}
-        tensors |= {f"prior_features.{i}": x for i, x in enumerate(self.prior_features)}
-        return tensors if self.gram is None else tensors | {"gram": self.gram}
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
         f5, f4 = self.prior_features

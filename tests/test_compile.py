@@ -28,6 +28,16 @@ def test_one_graph_for_all_sizes() -> None:
             assert_same_output(compiled(*inputs), model(*inputs))
 
 
+def test_queries_against_an_encoded_set() -> None:
+    model = make().fused()
+    compiled = torch.compile(model.scores, fullgraph=True, dynamic=True, backend="eager")
+    with torch.no_grad():
+        for shots, size in ((2, (64, 64)), (3, (56, 80))):
+            query, supports, masks = episode(1, shots, size)
+            encoded = model.encode(supports, masks)
+            assert_same(compiled(query, encoded), model.scores(query, encoded))
+
+
 def test_the_default_backend() -> None:
     # It writes and compiles C++, which takes a minute: one small model of one size is enough.
     model = make(base_classes=0, heads=(2,))

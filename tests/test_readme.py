@@ -8,14 +8,22 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("number", range(len(SNIPPETS)))
-def test_snippet_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def snippets(page: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("page", "number"), [("README.md", 0), ("README.md", 1), ("docs/speed.md", 0)]
+)
+def test_snippet_runs(
+    page: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(ROOT / "examples" / "data", tmp_path / "examples" / "data")
     monkeypatch.chdir(tmp_path)
-    exec(compile(SNIPPETS[number], f"README snippet {number}", "exec"), {})
+    exec(compile(snippets(page)[number], f"snippet {number} of {page}", "exec"), {})
 
 
 @pytest.mark.parametrize("page", ["README.md", "hdmnet/weights/README.md"])
@@ -25,7 +33,7 @@ def test_nothing_is_left_to_fill_in(page: str) -> None:
 
 def test_it_is_short() -> None:
     assert len(README.splitlines()) < 150
-    assert len(SNIPPETS) == 2
+    assert len(snippets("README.md")) == 2
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#]+)\)", README))))

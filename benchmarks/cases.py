@@ -1,0 +1,99 @@
+"""What is measured: networks with synthetic weights, random pictures, masks of a given coverage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor, nn
+
+from hdmnet import EpisodeLoss, HDMNet
+
+SIZE = 473
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A picture (S, S, 3) uint8, and K supports with their masks (S, S) bool."""
+
+    query: np.ndarray
+    supports: list[np.ndarray]
+    masks: list[np.ndarray]
+
+
+def make_episode(shots: int, *, size: int = SIZE, coverage: float = 0.1) -> Episode:
+    """Smooth random pictures, and discs that cover the given share of them."""
+    generator = torch.Generator().manual_seed(0)
+
+    def picture() -> np.ndarray:
+        coarse = torch.rand(1, 3, 24, 24, generator=generator)
+        fine = nn.functional.interpolate(coarse, (size, size), mode="bicubic").clamp(0, 1)
+        return (255 * fine[0]).byte().permute(1, 2, 0).numpy()
+
+    return Episode(picture(), [picture() for _ in range(shots)], [disc(size, coverage)] * shots)
+
+
+def disc(size: int, coverage: float) -> np.ndarray:
+    """The `coverage` part of a square's pixels that are closest to its centre."""
+    y, x = np.mgrid[:size, :size] - (size - 1) / 2
+    distance = x**2 + y**2
+    return distance <= np.quantile(distance, coverage)
+
+
+def make_model(image_size: int = SIZE) -> HDMNet:
+    """The paper's network on ResNet-50 with random weights that keep the variance of their input.
+
+    So its masks have two sides, and precision can be judged by them.
+    """
+    torch.manual_seed(0)
+    model = HDMNet("resnet50", image_size=image_size)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.get_buffer("running_mean").normal_(0, 0.1)
+                module.get_buffer("running_var").normal_(0, 0.2).exp_()
+        for name, parameter in model.named_parameters():
+            if name.startswith("ensemble"):
+                continue
+            if parameter.ndim > 1:
+                parameter.normal_(0, parameter[0].numel() ** -0.5)
+            else:
+                parameter.normal_(1 if name.endswith("weight") else 0, 0.1)
+    return model.eval()
+
+
+def bare_backbone(name: str = "resnet50s", *, size: int = SIZE) -> Callable[[], object]:
+    """The yardstick: one forward of the frozen timm backbone on one image, features only."""
+    body = timm.create_model(name, features_only=True, output_stride=8).eval()
+    image = torch.randn(1, 3, size, size)
+
+    @torch.no_grad()
+    def call() -> list[Tensor]:
+        return body(image)
+
+    return call
+
+
+def training_step(shots: int, batch: int, *, size: int = SIZE) -> Callable[[], object]:
+    """Forward, loss, backward and optimiser with a frozen backbone."""
+    model = make_model().freeze_backbone().train()
+    optimiser = torch.optim.AdamW(model.param_groups(1e-4), weight_decay=0.01)
+    loss_of = EpisodeLoss()
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(batch, 3, size, size, generator=generator)
+    supports = torch.randn(batch, shots, 3, size, size, generator=generator)
+    mask = torch.from_numpy(disc(size, 0.1))
+    masks = mask.expand(batch, shots, -1, -1).float()
+    target = mask.expand(batch, -1, -1).long()
+    base_class = torch.zeros(batch, dtype=torch.long)
+
+    def call() -> None:
+        loss = loss_of(model(query, supports, masks, base_class), target).total
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+    return call

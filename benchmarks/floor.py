@@ -1,0 +1,49 @@
+"""The floor: how many operations are left, and how fast this machine multiplies matrices."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from cases import SIZE, make_episode
+from torch.utils.flop_counter import FlopCounterMode
+
+from hdmnet import HDMNet
+
+
+def count_flops(model: HDMNet) -> dict[str, int]:
+    """Floating point operations (a multiplication and an addition are two) of parts of a call."""
+    episode = make_episode(5)
+    with torch.inference_mode():
+        supports = model.encode_supports(episode.supports, episode.masks)
+        image = torch.randn(1, 3, SIZE, SIZE)
+        features = model.backbone(image)
+        mask = torch.from_numpy(episode.masks[0])[None, None]
+        parts: dict[str, Callable[[], object]] = {
+            "backbone of a picture": lambda: model.backbone(image),
+            "f5 of a query": lambda: model.psp(features[2]) if model.psp else None,
+            "query against a 5-shot set, all": lambda: model.scores(image, supports),
+            "a support, all": lambda: model.encode(image[None], mask),
+        }
+        counted = {}
+        for name, call in parts.items():
+            counter = FlopCounterMode(display=False)
+            with counter:
+                call()
+            counted[name] = counter.get_total_flops()
+    return counted
+
+
+def matmul_rate(size: int = 2048, rounds: int = 9) -> float:
+    """Operations per CPU second of a large convolution, the fastest product of the machine here."""
+    x = torch.randn(1, size, 60, 60).to(memory_format=torch.channels_last)
+    weight = torch.randn(512, size, 1, 1)
+    rates = []
+    for _ in range(rounds + 1):
+        start = time.process_time()
+        with torch.inference_mode():
+            torch.nn.functional.conv2d(x, weight)
+        rates.append(2 * 512 * size * 3600 / (time.process_time() - start))
+    return median(rates[1:])

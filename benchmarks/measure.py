@@ -1,0 +1,49 @@
+"""CPU seconds and extra memory of a call, measured against other calls of the same process."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median
+
+from tqdm import tqdm
+
+Call = Callable[[], object]
+
+
+def cpu_seconds(calls: Mapping[str, Call], *, rounds: int) -> dict[str, float]:
+    """Median CPU seconds (all threads of this process) of each call.
+
+    The calls take turns, so that a change in the machine's speed meets all of them.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    turns = [(name, call) for _ in range(rounds) for name, call in calls.items()]
+    for name, call in (progress := tqdm(turns, desc="time", leave=False)):
+        progress.set_postfix_str(name)
+        start = time.process_time()
+        call()
+        taken[name].append(time.process_time() - start)
+    return {name: median(values) for name, values in taken.items()}
+
+
+def extra_bytes(call: Call) -> int:
+    """How far the process's resident memory rises above its start during a call (Linux only)."""
+    call()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
+    before = _status("VmRSS")
+    result = call()
+    peak = _status("VmHWM")
+    del result
+    return max(peak - before, 0)
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
