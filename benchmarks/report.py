@@ -70,7 +70,7 @@ def _text(results: dict[str, Any]) -> str:
     return f"""# Benchmarks
 
 Written by `python benchmarks/run.py`. T is the CPU time, and M the extra memory, of one forward of
-timm's ResNet-50 (features only, stride 8, float32) on one picture of {473} × {473}; here T =
+timm's ResNet-50 (features only, stride 8, float32) on one picture of 473 × 473; here T =
 {time["T"]:.2f} CPU seconds and M = {memory["M"]:.0f} MB. Everything is a ratio of medians of runs
 that take turns in one process: HDMNet on ResNet-50 at 473 × 473 with synthetic weights, masks that
 cover 10 % of the picture, `model.fused()`; training steps are of the model itself, with

@@ -38,7 +38,6 @@ HERE = Path(__file__).parent
 
 SHOTS, SIZES, COVERAGES = (1, 5, 10, 20), (237, 473, 633), (0.01, 0.1, 0.5, 1.0)
 MANY = 16
-LITE_SIZE = 257
 
 
 def query(model: HDMNet, episode: Episode) -> Callable[[], object]:
@@ -175,8 +174,8 @@ def onnx(model: HDMNet, rounds: int) -> dict[str, float]:
 def lite0(rounds: int) -> dict[str, float]:
     """The bundled model against its own backbone, and pictures a second in this process."""
     model = HDMNet.from_pretrained("hdmnet-lite0").fused()
-    episode = make_episode(5, size=LITE_SIZE)
     size = model.image_size
+    episode = make_episode(5, size=size)
     seconds = cpu_seconds(
         {
             "T": bare_backbone("tf_efficientnet_lite0", size=size),
@@ -219,7 +218,7 @@ def main() -> None:
         "agreement": agreement(model),
         "growth": growth(max(args.rounds // 2, 1)),
         "axes": {"shots": SHOTS, "size": SIZES, "coverage": COVERAGES},
-        "onnx": onnx(make_model(), args.rounds),
+        "onnx": onnx(model, args.rounds),
         "lite0": lite0(args.rounds),
         "flops": count_flops(model),
         "matmul_rate": matmul_rate(),

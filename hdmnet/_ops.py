@@ -14,8 +14,20 @@ def upsample(x: Tensor, size: Sequence[int], *, align_corners: bool) -> Tensor:
 
 
 def nearest(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize (B, C, h, w) by nearest neighbour to `size` = (H, W)."""
-    return F.interpolate(x, size=tuple(size), mode="nearest")
+    """Resize (B, C, h, w) by nearest neighbour to `size` = (H, W), as `F.interpolate` does.
+
+    Spelled out, because ONNX rounds otherwise where a sample falls between two pixels.
+    """
+    rows = _nearest_index(x, x.shape[-2], size[0])
+    columns = _nearest_index(x, x.shape[-1], size[1])
+    return x.index_select(-2, rows).index_select(-1, columns)
+
+
+def _nearest_index(x: Tensor, length: int, target: int) -> Tensor:
+    """(target,) long: floor(i · length / target), the quotient rounded to float32 first."""
+    scale = torch.scalar_tensor(length, dtype=torch.float32, device=x.device) / target
+    position = torch.arange(target, dtype=torch.float32, device=x.device) * scale
+    return position.long().clamp(max=length - 1)
 
 
 def upcast(x: Tensor) -> Tensor:
@@ -33,10 +45,11 @@ def no_autocast(x: Tensor) -> torch.autocast:
 
 def inner_products(x: Tensor, vectors: Tensor) -> Tensor:
     """(B, C, h, w) and (B, n, C) → (B, h · w, n): every vector times every position of `x`."""
-    if x.device.type == "cpu" and x.shape[0] == 1:
-        # The same products as a 1 × 1 convolution, which takes oneDNN half of the time.
-        return F.conv2d(x, vectors[0, :, :, None, None]).flatten(2).mT
-    return x.flatten(2).mT @ vectors.mT
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return x.flatten(2).mT @ vectors.mT
+    # The same products as 1 × 1 convolutions, which take oneDNN half of the time.
+    pairs = zip(x.split(1), vectors, strict=True)
+    return torch.cat([F.conv2d(one, v[..., None, None]) for one, v in pairs]).flatten(2).mT
 
 
 def keep_foreground(x: Tensor, mask: Tensor, *, spare: int = 0) -> tuple[Tensor, Tensor]:

@@ -149,8 +149,8 @@ class MatchingAttention(nn.Module):
             q = F.normalize(upcast(q), dim=-1, eps=1e-12) / self.temperature
             attended = _attend(q, support.key, support.value) * (self.shots / shots)
             # The sum over support positions commutes with the product: no N × N matrix for C.
-            mean_key = upcast(support.key_sum) / (upcast(support.area)[:, None, None] + 1e-9)
-            correlation = (q @ mean_key[..., None]).squeeze(-1).mean(dim=1)
+            mean_key = support.key_sum / (support.area[:, None, None] + 1e-9)
+            correlation = (q @ mean_key[..., None].to(q.dtype)).squeeze(-1).mean(dim=1)
         out = rearrange(attended, "b heads n d -> b n (heads d)").to(self.out.weight.dtype)
         out = self.dropout(self.out(out))
         height = query.shape[-2]
@@ -201,8 +201,8 @@ def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         chunks = list(zip(key.split(CHUNK, dim=-2), value.split(CHUNK, dim=-2), strict=True))
     out = torch.zeros_like(query)
     for k, v in chunks:
-        attention = (query @ upcast(k).mT).exp_()
-        out = out + attention @ (upcast(v) / attention.sum(dim=-2)[..., None])
+        attention = (query @ k.to(query.dtype).mT).exp_()
+        out = out + attention @ (v.to(query.dtype) / attention.sum(dim=-2)[..., None])
     return out
 
 

@@ -98,8 +98,11 @@ def to_official(model: HDMNet) -> dict[str, Tensor]:
         model: With a backbone of the paper's and a base learner.
 
     Raises:
-        ValueError: If the official model has no such backbone, or always has a base learner.
+        ValueError: If the official model has no such backbone, or always has a base learner; or if
+            the model is a `fused` copy.
     """
+    if model.is_fused:
+        raise ValueError("a fused model has lost its norms: convert the original")
     if model.backbone.name not in ("resnet50", "resnet101", "vgg16") or model.psp is None:
         raise ValueError(
             "only models with backbone resnet50, resnet101 or vgg16 and base_classes > 0 have an "

@@ -63,7 +63,10 @@ class PyramidPooling(nn.Module):
         y = F.conv2d(around, own, padding=1)
         y = y[..., box.top - top : box.bottom - top, box.left - left : box.right - left]
         for branch, weight in zip(self.branches, pooled, strict=True):
-            y = y + _convolve_upsampled(branch(x), weight, x.shape[-2:], box)
+            cells = branch(x)
+            with no_autocast(x):  # these few products cost nothing, and five roundings would add up
+                part = _convolve_upsampled(upcast(cells), upcast(weight), x.shape[-2:], box)
+            y = y + part.to(y.dtype)
         return norm(y if conv.bias is None else y + conv.bias[:, None, None])
 
 

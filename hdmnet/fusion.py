@@ -3,13 +3,14 @@
 import copy
 import logging
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
 from einops import einsum
-from timm.layers import BatchNormAct2d
+from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 if TYPE_CHECKING:
@@ -20,16 +21,16 @@ logger = logging.getLogger(__name__)
 
 def fuse(model: "HDMNet") -> "HDMNet":
     """Copy a model for inference, see `HDMNet.fused`."""
-    fingerprint = model.fingerprint()
+    fingerprint, fused = model.fingerprint(), model.is_fused
     model = copy.deepcopy(model).eval().requires_grad_(False)
+    if fused:
+        return model
     roots = [model.backbone.body, *model.cascade.parse, model.cascade.classifier]
     roots += [stage.get_submodule("fuse") for stage in model.cascade.stages]
     roots += [] if model.psp is None else [*model.psp.branches, model.psp.fuse]
     for root in roots:
         fold_norms(root)
-    model.cascade.parse = nn.ModuleList(
-        nn.Sequential(collapse(parse), nn.ReLU(inplace=True)) for parse in model.cascade.parse
-    )
+    model.cascade.parse = nn.ModuleList(map(collapse, model.cascade.parse))
     model.cascade.classifier = nn.Sequential(collapse(model.cascade.classifier))
     model._fused_fingerprint = fingerprint
     return model.to(memory_format=torch.channels_last)
@@ -50,7 +51,7 @@ def fold_norms(root: nn.Module) -> None:
         if not isinstance(source, fx.Node) or source.op != "call_module":
             continue
         norm, conv = root.get_submodule(str(node.target)), root.get_submodule(str(source.target))
-        if not isinstance(norm, nn.BatchNorm2d) or not isinstance(conv, nn.Conv2d):
+        if not _is_foldable_norm(norm) or not _is_plain_convolution(conv):
             continue
         if calls[source.target] > 1 or len(source.users) > 1:
             continue
@@ -62,8 +63,17 @@ def fold_norms(root: nn.Module) -> None:
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         # timm's own classes of convolutions and norms are to be seen as such.
-        known = isinstance(m, nn.Conv2d | nn.BatchNorm2d)
+        known = isinstance(m, nn.Conv2d | _BatchNorm)
         return known or super().is_leaf_module(m, module_qualified_name)
+
+
+def _is_foldable_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:
+    return isinstance(module, _BatchNorm) and module.running_mean is not None
+
+
+def _is_plain_convolution(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    # Not a subclass, nor a parametrised one: these change their weight before they use it.
+    return type(module) in (nn.Conv2d, Conv2dSame) and "weight" in dict(module.named_parameters())
 
 
 class CollapsedBottleneck(nn.Module):
@@ -75,16 +85,18 @@ class CollapsedBottleneck(nn.Module):
 
     def __init__(self, first: nn.Conv2d, middle: nn.Conv2d, last: nn.Conv2d) -> None:
         super().__init__()
-        w1, w2, w3 = (conv.weight.double() for conv in (first, middle, last))
-        b1, b2, b3 = (_bias(conv).double() for conv in (first, middle, last))
+        # On the CPU: not every device has float64.
+        w1, w2, w3 = (conv.weight.cpu().double() for conv in (first, middle, last))
+        b1, b2, b3 = (_bias(conv).cpu().double() for conv in (first, middle, last))
         w1, w3 = w1[:, :, 0, 0], w3[:, :, 0, 0]
         outer = einsum(w3, w2, "o m, m n i j -> o n i j")
-        dtype = first.weight.dtype
-        self.register_buffer("weight", einsum(outer, w1, "o n i j, n c -> o c i j").to(dtype))
-        self.register_buffer(
-            "ones_weight", einsum(outer, b1, "o n i j, n -> o i j")[:, None].to(dtype)
-        )
-        self.register_buffer("bias", (w3 @ b2 + b3).to(dtype))
+        composed = {
+            "weight": einsum(outer, w1, "o n i j, n c -> o c i j"),
+            "ones_weight": einsum(outer, b1, "o n i j, n -> o i j")[:, None],
+            "bias": w3 @ b2 + b3,
+        }
+        for name, value in composed.items():
+            self.register_buffer(name, value.to(first.weight))
 
     weight: Tensor
     ones_weight: Tensor
@@ -98,9 +110,15 @@ class CollapsedBottleneck(nn.Module):
         )
 
 
-def collapse(bottleneck: nn.Module) -> CollapsedBottleneck:
-    """Collapse a bottleneck of `CascadeMatching` whose norms are folded."""
-    return CollapsedBottleneck(*(m for m in bottleneck.modules() if isinstance(m, nn.Conv2d)))
+def collapse(bottleneck: nn.Module) -> nn.Module:
+    """Collapse a bottleneck of `CascadeMatching`, unless something is left between convolutions."""
+    first, middle, last, *rest = (m for m in bottleneck.children() if type(m) is not nn.Identity)
+    if not all(_is_plain_convolution(m) for m in (first, middle, last)):
+        return bottleneck
+    collapsed = CollapsedBottleneck(
+        cast(nn.Conv2d, first), cast(nn.Conv2d, middle), cast(nn.Conv2d, last)
+    )
+    return nn.Sequential(collapsed, *rest)
 
 
 def _bias(conv: nn.Conv2d) -> Tensor:

@@ -32,6 +32,7 @@ from hdmnet.supports import SupportSet
 
 REDUCED_DIM = 256  # channels of the reduced features q and s
 PSP_DIM = 512  # channels of f5
+ARCHITECTURE = ("backbone", "base_classes", "shots", "dim", "heads", "shot_hidden_dim")
 PRIOR_SCALE = 10.0  # the prior enters the query tokens ten times as large as it is
 
 
@@ -48,6 +49,16 @@ class HDMNetOutput(NamedTuple):
     """(B, h_s, w_s) per stage, coarsest first, in [-10, 10]."""
     prior: Tensor
     """(B, 2, h, w) cosines in [-1, 1], from f5 (f3 without base learner) and from f4."""
+
+
+class _GridOutput(NamedTuple):
+    """`HDMNetOutput` on the feature grid h × w."""
+
+    final: Tensor | None  # without base learner, softmax(meta) is taken at full size
+    meta: Tensor
+    base: Tensor | None
+    correlations: tuple[Tensor, ...]
+    prior: Tensor
 
 
 class HDMNet(
@@ -111,6 +122,7 @@ class HDMNet(
         self.frozen_norm = frozen_norm
         self._backbone_frozen = False
         self._fused_fingerprint: str | None = None
+        self._hashed: tuple[list[tuple[int, int]], str] | None = None
 
         self.backbone = FeaturePyramid(backbone, pretrained=pretrained_backbone)
         c2, c3, c4 = self.backbone.channels
@@ -207,7 +219,7 @@ class HDMNet(
             )
         self._check_size(supports)
         masked = supports * (masks == 1)[:, :, None].to(supports.dtype)
-        if self.backbone.training or torch.compiler.is_compiling():
+        if self._takes_statistics() or torch.compiler.is_compiling():
             features = self.backbone(rearrange(masked, "b k c h w -> (b k) c h w"))
             return self.encode_features(features, masks)
         # One shot at a time, so that memory does not grow with K. Not where batch statistics are
@@ -235,12 +247,14 @@ class HDMNet(
         Raises:
             ValueError: As `forward`.
         """
-        self._check_query(query, supports)
+        self._check_query(query)
         size = (query.shape[-2], query.shape[-1])
         return self.match_features(self.backbone(query), supports, size, base_class)
 
     def scores(self, query: Tensor, supports: SupportSet) -> Tensor:
         """The `final` scores of `match` alone, for inference: the rest is not resized to H × W.
+
+        Supports of `encode_supports` need `torch.inference_mode()` or `no_grad()` around the call.
 
         Args:
             query: (B, 3, H, W), as for `forward`.
@@ -252,7 +266,7 @@ class HDMNet(
         Raises:
             ValueError: As `forward`.
         """
-        self._check_query(query, supports)
+        self._check_query(query)
         grid = self._match_on_grid(self.backbone(query), supports)
         return self._final(grid, query.shape[-2:])
 
@@ -279,7 +293,8 @@ class HDMNet(
         levels = [_split_shots(level, shots) for level in self.encoder(tokens)]
         # Priors compare what the masks cover: f5 is needed nowhere else.
         grid_mask = nearest(mask, f4.shape[-2:])
-        box = None if torch.compiler.is_compiling() else foreground_box(grid_mask)
+        whole = self._takes_statistics() or torch.compiler.is_compiling()
+        box = None if whole else foreground_box(grid_mask)
         if box is not None:
             grid_mask, f3 = box.crop(grid_mask), box.crop(f3)
         f5 = f3 if self.psp is None else self.psp(f4, box)
@@ -313,8 +328,9 @@ class HDMNet(
             What `forward` returns.
 
         Raises:
-            ValueError: If `base_class` or the number of episodes does not fit, or the grid is too
-                small for the coarsest stage.
+            ValueError: If `base_class` or the number of episodes does not fit, the grid is too
+                small for the coarsest stage, or the supports have the fingerprint of another model
+                (not looked at in a compiled graph).
         """
         grid = self._match_on_grid(features, supports, base_class)
         return HDMNetOutput(
@@ -390,7 +406,7 @@ class HDMNet(
         """A copy for inference only: the same answers, faster.
 
         Norms are folded into convolutions, convolutions with nothing between them are collapsed,
-        and the memory format suits the processor. The copy shares nothing with this model. It
+        and the memory format suits the processor. The copy shares no tensor with this model. It
         cannot be trained or saved.
 
         Returns:
@@ -398,22 +414,30 @@ class HDMNet(
         """
         return fusion.fuse(self)
 
-    def fingerprint(self) -> str:
-        """Short hash of configuration and weights, which any training step changes.
+    @property
+    def is_fused(self) -> bool:
+        """Whether this is a `fused` copy."""
+        return self._fused_fingerprint is not None
 
-        A `fused` copy has that of its original.
+    def fingerprint(self) -> str:
+        """Short hash of architecture and weights, by which a model knows its encoded supports.
+
+        A `fused` copy has that of its original. The same weights in another floating point type are
+        others.
         """
         if self._fused_fingerprint is not None:
             return self._fused_fingerprint
-        # A few values of each tensor: a training step changes nearly all values.
-        samples = [
-            tensor.detach()[(slice(8), *(0 for _ in tensor.shape[1:]))].double()
-            for tensor in self.state_dict().values()
-            if tensor.is_floating_point()
-        ]
-        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
-        digest.update(torch.cat(samples).cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        tensors = [*self.parameters(), *self.buffers()]
+        # Hashed once, and again only after a tensor was replaced or written to.
+        state = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+        if self._hashed is None or self._hashed[0] != state:
+            architecture = {key: self.config[key] for key in ARCHITECTURE}
+            digest = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
+            for tensor in tensors:
+                flat = tensor.detach().cpu().contiguous().flatten()
+                digest.update(flat.view(torch.uint8).numpy().data)
+            self._hashed = state, digest.hexdigest()[:16]
+        return self._hashed[1]
 
     # Fine-tuning
 
@@ -423,7 +447,7 @@ class HDMNet(
         Raises:
             RuntimeError: If the model is a `fused` copy and `mode` is true.
         """
-        if mode and self._fused_fingerprint is not None:
+        if mode and self.is_fused:
             raise RuntimeError("a fused model has no norms to train: train the original")
         super().train(mode)
         if self.frozen_norm:
@@ -547,7 +571,7 @@ class HDMNet(
         return cls._load_as_safetensor(model, file, "cpu", strict).to(map_location)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        if self._fused_fingerprint is not None:
+        if self.is_fused:
             raise RuntimeError("a fused model cannot be loaded again: save the original")
         self._hub_mixin_config = self.config
         file = save_directory / constants.SAFETENSORS_SINGLE_FILE
@@ -567,8 +591,14 @@ class HDMNet(
         features: tuple[Tensor, Tensor, Tensor],
         supports: SupportSet,
         base_class: Tensor | None = None,
-    ) -> HDMNetOutput:
-        """`match_features` before its scores are resized: all of h × w, the feature grid."""
+    ) -> _GridOutput:
+        """`match_features` before its scores are resized."""
+        known = supports.fingerprint is not None and not torch.compiler.is_compiling()
+        if known and supports.fingerprint != self.fingerprint():
+            raise ValueError(
+                "the supports were encoded by another model, or this one has changed since: "
+                "encode them again"
+            )
         f2, f3, f4 = features
         supports = supports.expand(f2.shape[0])
         if base_class is not None and self.ensemble is None:
@@ -579,36 +609,37 @@ class HDMNet(
             dim=1,
         )
         q = self.query_reduce(torch.cat([f3, f2], dim=1))
-        prototype = supports.prototypes.mean(dim=1)
+        prototype = supports.prototypes.mean(dim=1).to(q.dtype)
         parts = [q, _on_grid(prototype, q), (PRIOR_SCALE * prior).to(q.dtype)]
         tokens = self.query_merge(torch.cat(parts, dim=1))
         meta, correlations = self.cascade.match(
             self.encoder(tokens), supports.tokens, prior, shots=supports.shots
         )
-        if self.ensemble is None or self.base_learner is None or supports.gram is None:
-            final = upcast(meta).softmax(dim=1)
-            return HDMNetOutput(final, meta, None, correlations, prior)
+        if self.ensemble is None or self.base_learner is None:
+            return _GridOutput(None, meta, None, correlations, prior)
+        if supports.gram is None:
+            raise ValueError("the supports were encoded by a model without base learner")
         base = self.base_learner(f5)
         distances = gram_distance(gram_matrix(f2), supports.gram)
         final = self.ensemble(meta, base, distances, base_class)
-        return HDMNetOutput(final, meta, base, correlations, prior)
+        return _GridOutput(final, meta, base, correlations, prior)
 
-    def _final(self, grid: HDMNetOutput, size: Sequence[int]) -> Tensor:
+    def _final(self, grid: _GridOutput, size: Sequence[int]) -> Tensor:
         """`final` of `_match_on_grid`, resized to (B, 2, H, W)."""
-        if self.ensemble is None:  # softmax comes after the resizing
+        if grid.final is None:  # softmax comes after the resizing
             return upcast(upsample(grid.meta, size, align_corners=True)).softmax(dim=1)
         return upsample(grid.final, size, align_corners=True)
 
-    def _check_query(self, query: Tensor, supports: SupportSet) -> None:
+    def _takes_statistics(self) -> bool:
+        """Whether some norm of the features sees the batch: it must see all of it at once."""
+        parts = (self.backbone, self.psp)
+        modules = (m for part in parts if part is not None for m in part.modules())
+        return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in modules)
+
+    def _check_query(self, query: Tensor) -> None:
         if query.ndim != 4 or query.shape[1] != 3:
             raise ValueError(f"query must be (B, 3, H, W), got {_shape(query)}")
         self._check_size(query)
-        known = supports.fingerprint is not None and not torch.compiler.is_compiling()
-        if known and supports.fingerprint != self.fingerprint():
-            raise ValueError(
-                "the supports were encoded by another model, or this one has changed since: "
-                "encode them again"
-            )
 
     def _check_size(self, images: Tensor) -> None:
         if min(images.shape[-2:]) < self.smallest_size:

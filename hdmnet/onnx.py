@@ -25,8 +25,8 @@ def export_onnx(model: "HDMNet", folder: str | Path) -> tuple[Path, Path]:
     `supports.onnx` takes `supports` (1, K, 3, H, W) and `masks` (1, K, H, W), both as for
     `HDMNet.forward`, and returns the tensors of a `SupportSet`. `query.onnx` takes `query`
     (B, 3, H, W) and these tensors, and returns `scores` (B, 2, H, W), the `final` of
-    `HDMNetOutput`. B, H and W are free (H and W at least 64), and so is K unless the model has a
-    shot weighting trained with several shots: then K is that number.
+    `HDMNetOutput`. B, H and W are free (H and W at least 64 and `smallest_size`), and so is K
+    unless the model has a shot weighting trained with several shots: then K is that number.
 
     Args:
         model: The model; it stays as it is.
@@ -52,7 +52,8 @@ def export_onnx(model: "HDMNet", folder: str | Path) -> tuple[Path, Path]:
             pool = branch.get_submodule("0")
             if isinstance(pool, nn.AdaptiveAvgPool2d):
                 branch.set_submodule("0", _PoolByMatrix(cast(int, pool.output_size)))
-    size = max(model.smallest_size, SMALLEST) + 8
+    smallest = max(model.smallest_size, SMALLEST)
+    size = smallest + 8
     shots = trained if fixed else max(trained, 2)
     supports = torch.rand(1, shots, 3, size, size + 8)
     masks = torch.zeros(1, shots, size, size + 8)
@@ -63,7 +64,7 @@ def export_onnx(model: "HDMNet", folder: str | Path) -> tuple[Path, Path]:
     encoder, matcher = _Encoder(model).eval(), _Matcher(model, list(tensors)).eval()
 
     batch, k = torch.export.Dim("batch"), torch.export.Dim("shots")
-    height, width = (torch.export.Dim(name, min=SMALLEST) for name in ("height", "width"))
+    height, width = (torch.export.Dim(name, min=smallest) for name in ("height", "width"))
     shot_axis: dict[int, torch.export.Dim] = {} if fixed else {1: k}
     positions = {f"n{i}": torch.export.Dim(f"n{i}") for i in range(len(encoded.tokens) + 2)}
     axes: dict[str, dict[int, torch.export.Dim]] = {}

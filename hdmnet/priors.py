@@ -73,7 +73,8 @@ def max_cosine(query: Tensor, support: Tensor) -> Tensor:
         # on K, and takes all at once.
         parts = [support] if torch.compiler.is_compiling() else support.split(1, dim=1)
         best = []
-        for s in map(upcast, parts):
+        for s in parts:
+            s = s.to(query.dtype)
             products = inner_products(query, s.flatten(1, 2)).unflatten(2, s.shape[1:3])
             norms = query_norm * s.norm(dim=-1)[:, None]
             best.append(products.div_(norms.add_(1e-7)).amax(dim=-1))
@@ -110,5 +111,5 @@ def gram_distance(query: Tensor, support: Tensor) -> Tensor:
 
     Source: BAM (arXiv 2203.07615), ensemble module.
     """
-    difference = query[:, None] - upcast(support)
+    difference = query[:, None] - support.to(query.dtype)
     return torch.linalg.matrix_norm(difference) / query.shape[-1]

@@ -52,7 +52,7 @@ class SupportSet:
             return self
         if batch % episodes:
             raise ValueError(f"supports of {episodes} episodes do not fit {batch} queries")
-        # Views, not copies, of the one episode that `predict` has.
+        # Of one episode, as `predict` has, these are views.
         return self._map(
             lambda x: repeat(x, "episodes ... -> (episodes queries) ...", queries=batch // episodes)
         )
@@ -60,8 +60,18 @@ class SupportSet:
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Self:
-        """The set on another device, in another floating point type, or both."""
-        return self._map(lambda x: x.to(device=device, dtype=dtype))
+        """The set on another device, in another floating point type, or both.
+
+        Sums over positions stay in float32 at least: float16 could not hold them.
+        """
+        moved = self._map(lambda x: x.to(device=device, dtype=dtype))
+        if dtype in (torch.float16, torch.bfloat16):
+            tokens = [
+                new._replace(key_sum=old.key_sum.to(device), area=old.area.to(device))
+                for new, old in zip(moved.tokens, self.tokens, strict=True)
+            ]
+            moved = replace(moved, tokens=tuple(tokens))
+        return moved
 
     def merge(self, *others: Self) -> Self:
         """One set of the shots of all, for sets of one class (of the same episodes) and one model.
@@ -77,6 +87,8 @@ class SupportSet:
                 "the sets must hold the same number of episodes, got "
                 f"{[len(s.prototypes) for s in sets]}"
             )
+        if len({s.gram is None for s in sets}) > 1:
+            raise ValueError("the sets were encoded by models with and without base learner")
         if not others:
             return self
         levels = zip(*(s.tokens for s in sets), strict=True)

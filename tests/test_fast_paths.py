@@ -7,7 +7,7 @@ from conftest import assert_same, episode, fill, make
 from torch import nn
 
 from hdmnet import HDMNet, MatchingAttention, PyramidPooling, attention, cosine_prior
-from hdmnet._ops import Box, foreground_box
+from hdmnet._ops import Box, foreground_box, nearest
 
 
 @pytest.fixture(autouse=True)
@@ -118,11 +118,21 @@ def test_shots_encoded_one_by_one(base_classes: int) -> None:
             assert_same(got, expected)
 
 
-def test_batch_statistics_are_of_all_shots() -> None:
-    """A backbone whose norms train sees the whole batch at once."""
+def test_batch_statistics_are_of_all_shots_and_the_whole_grid() -> None:
+    """Norms that train see the whole batch at once, whatever the masks cover."""
     model: HDMNet = make(frozen_norm=False).train()
     norm = next(m for m in model.backbone.modules() if isinstance(m, nn.BatchNorm2d))
     before = int(norm.num_batches_tracked)
+    seen = []
+    model.psp.fuse[1].register_forward_hook(lambda _, args, out: seen.append(tuple(out.shape)))
     _, supports, masks = episode(2, 3)
     model.encode(supports, masks)
     assert int(norm.num_batches_tracked) == before + 1
+    assert seen == [(6, 512, 8, 8)]
+
+
+@pytest.mark.parametrize("target", [(1, 1), (10, 12), (8, 15), (60, 60)])
+def test_nearest_is_that_of_torch(target: tuple[int, int]) -> None:
+    for size in (75, 84, 90, 105, 120, 473):
+        x = torch.randn(1, 1, size, size + 1)
+        assert torch.equal(nearest(x, target), nn.functional.interpolate(x, target))

@@ -6,10 +6,11 @@ import pytest
 import torch
 from conftest import assert_same, episode, make
 from test_predict import picture
+from timm.layers import StdConv2d
 from torch import nn
 
-from hdmnet import HDMNet, box_mask
-from hdmnet.fusion import fold_norms
+from hdmnet import HDMNet, box_mask, convert
+from hdmnet.fusion import CollapsedBottleneck, fold_norms
 
 
 @pytest.mark.parametrize("base_classes", [0, 3])
@@ -70,6 +71,42 @@ def test_is_for_inference_only(model: HDMNet, tmp_path: Path) -> None:
         fused.save_pretrained(tmp_path / "x")
 
 
+def test_what_cannot_be_folded_stays(fresh: HDMNet) -> None:
+    """Norms of several processes fold like any; other norms stay, and so does what is between."""
+    inputs = episode(1, 2)
+    with torch.inference_mode():
+        expected = fresh(*inputs).final
+        converted = nn.SyncBatchNorm.convert_sync_batchnorm(fresh)
+        assert_same(converted.fused()(*inputs).final, expected)
+    fresh.cascade.parse[0][1] = nn.GroupNorm(4, 256)
+    fresh.cascade.classifier[1] = nn.GroupNorm(4, 256)
+    with torch.inference_mode():
+        assert_same(fresh.fused()(*inputs).final, fresh(*inputs).final)
+
+
+def test_fused_twice(model: HDMNet) -> None:
+    once = model.fused()
+    twice = once.fused()
+    inputs = episode()
+    assert torch.equal(once(*inputs).final, twice(*inputs).final)
+    assert not {p.data_ptr() for p in once.parameters()} & {
+        p.data_ptr() for p in twice.parameters()
+    }
+
+
+def test_no_official_checkpoint_of_a_fused_model() -> None:
+    with pytest.raises(ValueError, match="convert the original"):
+        convert.to_official(make(backbone="resnet50").fused())
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (9, 7)])
+def test_collapsed_bottleneck(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 7, 1), nn.Conv2d(7, 7, 3, padding=1), nn.Conv2d(7, 2, 1)
+    x = torch.randn(2, 3, *size)
+    assert_same(CollapsedBottleneck(*layers)(x), nn.Sequential(*layers)(x))
+
+
 class TestFold:
     """What must not be folded is not."""
 
@@ -103,6 +140,11 @@ class TestFold:
                 return super().forward(x) if x.sum() > 0 else x
 
         self.assert_kept(Dynamic(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)))
+
+    def test_a_convolution_that_changes_its_weight(self) -> None:
+        self.assert_kept(nn.Sequential(StdConv2d(3, 3, 1), nn.BatchNorm2d(3)))
+        with_norm = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 3, 1))
+        self.assert_kept(nn.Sequential(with_norm, nn.BatchNorm2d(3)))
 
     @staticmethod
     def assert_kept(module: nn.Module) -> None:

@@ -32,7 +32,9 @@ def exported(
 
 
 @pytest.mark.parametrize(
-    ("batch", "shots", "size"), [(1, 2, (64, 80)), (1, 1, (72, 72)), (3, 3, (101, 90))]
+    ("batch", "shots", "size"),
+    # At 90, 105 and 120 pixels ONNX's own nearest neighbours are not torch's.
+    [(1, 2, (64, 80)), (1, 1, (72, 72)), (3, 3, (101, 90)), (1, 2, (105, 120))],
 )
 def test_same_scores(
     exported: tuple[HDMNet, Path, Path], batch: int, shots: int, size: tuple[int, int]

@@ -16,7 +16,8 @@ def snippets(page: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("page", "number"), [("README.md", 0), ("README.md", 1), ("docs/speed.md", 0)]
+    ("page", "number"),
+    [(page, i) for page in ("README.md", "docs/speed.md") for i in range(len(snippets(page)))],
 )
 def test_snippet_runs(
     page: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

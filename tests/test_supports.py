@@ -9,6 +9,8 @@ from test_predict import picture
 from torch import Tensor
 
 from hdmnet import HDMNet, SupportSet, box_mask
+from hdmnet.priors import foreground_features, max_cosine
+from hdmnet.supports import _pad_and_cat
 
 
 @pytest.fixture(scope="module", params=[0, 3])
@@ -53,6 +55,29 @@ class TestFile:
         optimiser.step()
         with pytest.raises(ValueError, match="has changed since"):
             probability(model, supports)
+
+    def test_any_value_counts(self) -> None:
+        model = make(base_classes=0)
+        before = model.fingerprint()
+        weight = model.query_merge[0].weight
+        value = weight[-1, -1].clone()
+        with torch.no_grad():
+            weight[-1, -1] += 0.5
+        assert model.fingerprint() != before
+        with torch.no_grad():
+            weight[-1, -1] = value
+        assert model.fingerprint() == before
+        model.frozen_norm = not model.frozen_norm
+        model.image_size += 8
+        assert model.fingerprint() == before
+
+    def test_features_are_guarded_as_well(self, model: HDMNet) -> None:
+        other = make(base_classes=model.config["base_classes"])
+        with torch.no_grad():
+            other.query_merge[0].weight.mul_(2)
+        query, _, _ = episode()
+        with torch.inference_mode(), pytest.raises(ValueError, match="another model"):
+            other.match_features(other.backbone(query), encode(model), (64, 64))
 
     def test_a_reloaded_model_is_the_same(self, model: HDMNet, tmp_path: Path) -> None:
         model.save_pretrained(tmp_path / "model")
@@ -110,8 +135,21 @@ class TestMerge:
         for merged in (sets[0].merge(sets[1]), SupportSet.merge(*sets)):
             assert_same(probability(model, merged), probability(model, together))
 
+    def test_negative_cosines_beside_a_full_mask(self) -> None:
+        """Without background, a shot's prior may be negative, and merging must not add a 0."""
+        query, full = torch.ones(1, 4, 3, 3), -torch.ones(1, 1, 4, 2, 2)
+        large = -torch.ones(1, 1, 4, 3, 3)
+        parts = [foreground_features(x, torch.ones(1, 1, 3, 3)) for x in (full, large)]
+        assert (max_cosine(query, _pad_and_cat(parts)) < -0.99).all()
+
+    def test_with_and_without_base_learner(self) -> None:
+        _, supports, masks = episode()
+        first, second = (make(base_classes=n).encode(supports, masks) for n in (0, 3))
+        with pytest.raises(ValueError, match="with and without base learner"):
+            first.merge(second)
+
     def test_other_models(self, model: HDMNet) -> None:
-        other = make(base_classes=model.config["base_classes"], dropout=0.2)
+        other = make(base_classes=model.config["base_classes"], shots=2)
         with pytest.raises(ValueError, match="different models"):
             encode(model).merge(encode(other))
 
@@ -127,4 +165,9 @@ def test_to(model: HDMNet) -> None:
     assert half.prototypes.dtype == half.tokens[0].key.dtype == torch.bfloat16
     assert supports.prototypes.dtype == torch.float32
     assert (probability(model, half) - probability(model, supports)).abs().max() < 0.05
+    many = torch.ones(1, 30, 100, 100)
+    large = model.encode(torch.randn(1, 30, 3, 100, 100), many).to(dtype=torch.float16)
+    assert all(level.key_sum.isfinite().all() for level in large.tokens)
+    assert large.tokens[0].area.dtype == torch.float32
+    assert_same(probability(model, supports.to(dtype=torch.float64)), probability(model, supports))
     assert supports.to("meta").prototypes.device.type == "meta"
