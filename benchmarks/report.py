@@ -61,12 +61,9 @@ def _text(results: dict[str, Any]) -> str:
         (name, f"{value / 1e9:.0f}", f"{value / rate / time['T']:.2f} T")
         for name, value in flops.items()
     ]
-    exported = (
-        f"The query path in onnxruntime (5-shot set, without `predict`'s resizing) takes "
-        f"{onnx['onnxruntime']:.2f} T; the same in PyTorch, fused, {onnx['torch']:.2f} T.\n"
-        if onnx
-        else ""
-    )
+    exported = [
+        (f"query path in {name}, 5-shot set", f"{value:.2f} T", "") for name, value in onnx.items()
+    ]
     return f"""# Benchmarks
 
 Written by `python benchmarks/run.py`. T is the CPU time, and M the extra memory, of one forward of
@@ -78,10 +75,10 @@ cover 10 % of the picture, `model.fused()`; training steps are of the model itse
 
 {machine}
 
-{_table(("case", "measured", "limit"), timed + remembered)}
+{_table(("case", "measured", "limit"), timed + remembered + exported)}
 
-Masks under bf16 autocast agree with those of float32 on {100 * results["agreement"]:.1f} % of the
-pixels.
+"Query path" leaves out `predict`'s resizing. Masks under bf16 autocast agree with those of float32
+on {100 * results["agreement"]:.1f} % of the pixels.
 
 ## How it grows
 
@@ -95,14 +92,12 @@ said otherwise. By size, T is the backbone's at that size.
 ## The floor
 
 Operations counted by `torch.utils.flop_counter`, and the time they take at the rate of a large
-1 × 1 convolution on this machine ({rate / 1e9:.0f} G a CPU second). Where a part takes less than
-that, oneDNN uses fewer operations than a plain convolution.
+1 × 1 convolution on this machine ({rate / 1e9:.0f} G a CPU second).
 
 {_table(("part", "G operations", "at that rate"), counted)}
 
-## Elsewhere
+## The bundled model
 
-{exported}
 `hdmnet-lite0` at {lite0["size"]} px: a query against an encoded 5-shot set takes
 {lite0["query"]:.2f}, and a cold 5-shot `predict` {lite0["cold"]:.2f}, of one bare forward of its
 backbone at that size ({1000 * lite0["T"]:.0f} CPU ms); that is

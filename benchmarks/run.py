@@ -4,7 +4,7 @@
 
 T is the CPU seconds, and M the extra memory, of one forward of timm's ResNet-50 (features only,
 stride 8, float32) on one picture of 473 × 473. Every figure is a multiple of these, from the same
-process, medians of runs that take turns. It takes about half an hour on two cores.
+process, medians of runs that take turns. It takes about a quarter of an hour on two cores.
 """
 
 from __future__ import annotations
@@ -165,10 +165,10 @@ def onnx(model: HDMNet, rounds: int) -> dict[str, float]:
         return model.scores(image, supports)
 
     seconds = cpu_seconds(
-        {"T": bare_backbone(), "onnxruntime": lambda: session.run(None, feed), "torch": in_torch},
+        {"T": bare_backbone(), "onnxruntime": lambda: session.run(None, feed), "PyTorch": in_torch},
         rounds=rounds,
     )
-    return {name: seconds[name] / seconds["T"] for name in ("onnxruntime", "torch")}
+    return {name: seconds[name] / seconds["T"] for name in ("onnxruntime", "PyTorch")}
 
 
 def lite0(rounds: int) -> dict[str, float]:

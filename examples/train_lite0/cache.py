@@ -3,7 +3,7 @@
 The backbone is never trained, so the features of a scene, and of each object masked out of it, are
 computed once (float16) and reused by every episode that shows them.
 
-    python cache.py DATA --split train --scenes 3500
+    python cache.py DATA --split train --scenes 5000
 """
 
 from __future__ import annotations
