@@ -6,6 +6,8 @@ from torch import Tensor
 
 from hdmnet._ops import inner_products, keep_foreground, nearest, no_autocast, upcast, upsample
 
+EPS = 1e-7  # added to the product of two norms
+
 
 def masked_average_pool(features: Tensor, mask: Tensor) -> Tensor:
     """Mean feature of the object: the prototype of each shot.
@@ -72,14 +74,29 @@ def max_cosine(query: Tensor, support: Tensor) -> Tensor:
         # One shot at a time, so that memory does not grow with K; a compiled graph must not depend
         # on K, and takes all at once.
         parts = [support] if torch.compiler.is_compiling() else support.split(1, dim=1)
-        best = []
-        for s in parts:
-            s = s.to(query.dtype)
-            products = inner_products(query, s.flatten(1, 2)).unflatten(2, s.shape[1:3])
-            norms = query_norm * s.norm(dim=-1)[:, None]
-            best.append(products.div_(norms.add_(1e-7)).amax(dim=-1))
-        similarity = torch.cat(best, dim=2).mean(dim=2)
+        similarities = [_best_cosine(query, query_norm, s.to(query.dtype)) for s in parts]
+        similarity = torch.cat(similarities, dim=2).mean(dim=2)
     return rearrange(similarity, "b (h w) -> b h w", h=query.shape[-2])
+
+
+def _best_cosine(query: Tensor, query_norm: Tensor, support: Tensor) -> Tensor:
+    """(B, C, h, w), its norms (B, h · w, 1, 1), and (B, K, n, C) → (B, h · w, K)."""
+    norm = support.norm(dim=-1)
+    if _is_eps_negligible(query_norm, norm):
+        # Then one division for each query position will do, after the maximum.
+        support = support / norm.where(norm > 0, 1)[..., None]
+        products = inner_products(query, support.flatten(1, 2))
+        return products.unflatten(2, norm.shape[1:]).amax(dim=-1) / query_norm[..., 0]
+    products = inner_products(query, support.flatten(1, 2)).unflatten(2, norm.shape[1:])
+    return products.div_(query_norm * norm[:, None] + EPS).amax(dim=-1)
+
+
+def _is_eps_negligible(query_norm: Tensor, norm: Tensor) -> bool:
+    """Whether `EPS` changes no digit of the product of any two of these norms."""
+    if torch.compiler.is_compiling() or norm.dtype != torch.float32:
+        return False
+    smallest = norm.where(norm > 0, torch.inf).amin()  # a support of norm 0 stays 0 either way
+    return bool(query_norm.amin() * smallest > EPS * 2**24)
 
 
 def gram_matrix(features: Tensor) -> Tensor:

@@ -81,6 +81,22 @@ class TestForegroundBox:
         assert (cosine_prior(query, box.crop(support), box.crop(mask)) == 0).all()
 
 
+@pytest.mark.parametrize("scale", [1e-4, 1e-2, 1, 100])
+@pytest.mark.parametrize("zero", ["nothing", "a query position", "a support position", "a shot"])
+def test_prior_of_features_of_any_length(scale: float, zero: str) -> None:
+    """The guard against division by 0 counts where features are short, and only there."""
+    query, support = scale * torch.randn(1, 32, 4, 5), scale * torch.randn(1, 2, 32, 4, 5)
+    if zero == "a query position":
+        query[..., 1, 1] = 0
+    elif zero == "a support position":
+        support[..., 1, 1] = 0
+    elif zero == "a shot":
+        support[:, 1] = 0
+    for mask in (torch.ones(1, 2, 4, 5), (torch.rand(1, 2, 4, 5) > 0.5).float()):
+        expected = oracle.cosine_prior(query, support, mask)
+        assert_same(cosine_prior(query, support, mask), expected)
+
+
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
 def test_attention_in_chunks(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     monkeypatch.setattr(attention, "CHUNK", chunk)
