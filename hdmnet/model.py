@@ -218,15 +218,15 @@ class HDMNet(
                 f"got {_shape(masks)}"
             )
         self._check_size(supports)
-        masked = supports * (masks == 1)[:, :, None].to(supports.dtype)
         if self._takes_statistics() or torch.compiler.is_compiling():
-            features = self.backbone(rearrange(masked, "b k c h w -> (b k) c h w"))
+            images = rearrange(supports, "b k c h w -> (b k) c h w")
+            features = self.backbone(_masked(images, masks.flatten(0, 1)))
             return self.encode_features(features, masks)
         # One shot at a time, so that memory does not grow with K. Not where batch statistics are
         # taken, nor in a compiled graph, which would hold the network K times.
         first, *others = (
-            self.encode_features(self.backbone(image), mask[:, None])
-            for image, mask in zip(masked.unbind(dim=1), masks.unbind(dim=1), strict=True)
+            self.encode_features(self.backbone(_masked(image, mask)), mask[:, None])
+            for image, mask in zip(supports.unbind(dim=1), masks.unbind(dim=1), strict=True)
         )
         return first.merge(*others)
 
@@ -660,6 +660,11 @@ def _reduce(in_channels: int, dropout: float) -> nn.Sequential:
 
 def _merge(in_channels: int, dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(in_channels, dim, 1, bias=False), nn.ReLU(inplace=True))
+
+
+def _masked(images: Tensor, masks: Tensor) -> Tensor:
+    """(B, 3, H, W) and (B, H, W) → the images, 0 outside of their masks."""
+    return images * (masks == 1)[:, None].to(images.dtype)
 
 
 def _split_shots(x: Tensor, shots: int) -> Tensor:
