@@ -102,12 +102,6 @@ Operations counted by `torch.utils.flop_counter`, and the time they take at the 
 {lite0["query"]:.2f}, and a cold 5-shot `predict` {lite0["cold"]:.2f}, of one bare forward of its
 backbone at that size ({1000 * lite0["T"]:.0f} CPU ms); that is
 {1 / (lite0["T"] * lite0["query"]):.1f} pictures a CPU second.
-
-## What is missed, and why
-
-bf16 autocast: on processors that double the rate with bfloat16, as here, the backbone takes 0.44 T
-and f5 0.19 T. The priors stay in float32, for bfloat16 would round cosines to two digits: about
-0.2 T for five shots. In bfloat16 these products would take 0.05 T less.
 """
 
 
