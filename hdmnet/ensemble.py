@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
-from hdmnet._ops import Box, no_autocast, upcast
+from hdmnet._ops import Box, no_autocast, upcast, upsample
 
 
 class PyramidPooling(nn.Module):
@@ -53,16 +53,20 @@ class PyramidPooling(nn.Module):
         Returns:
             (B, out_channels, h, w), of either sign; h and w are those of `box` if there is one.
         """
+        if torch.compiler.is_compiling():  # plainly: the exporter fails on the matrices below
+            pooled = [upsample(b(x), x.shape[-2:], align_corners=True) for b in self.branches]
+            y = self.fuse(torch.cat([x, *pooled], dim=1))
+            return y if box is None else box.crop(y)
         box = Box(0, 0, x.shape[-2], x.shape[-1]) if box is None else box
         conv, norm = cast(nn.Conv2d, self.fuse[0]), self.fuse[1]
-        own, *pooled = conv.weight.split([x.shape[1], *self.pooled_channels], dim=1)
+        own, *weights = conv.weight.split([x.shape[1], *self.pooled_channels], dim=1)
         # Convolution and upsampling are both linear: the nine taps are applied to the few pooled
         # cells, not to the thousands of positions that are interpolated from them.
         top, left = max(box.top - 1, 0), max(box.left - 1, 0)
         around = x[..., top : box.bottom + 1, left : box.right + 1]
         y = F.conv2d(around, own, padding=1)
         y = y[..., box.top - top : box.bottom - top, box.left - left : box.right - left]
-        for branch, weight in zip(self.branches, pooled, strict=True):
+        for branch, weight in zip(self.branches, weights, strict=True):
             cells = branch(x)
             with no_autocast(x):  # these few products cost nothing, and five roundings would add up
                 part = _convolve_upsampled(upcast(cells), upcast(weight), x.shape[-2:], box)
