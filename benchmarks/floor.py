@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from statistics import median
 
 import torch
 from cases import SIZE, make_episode
+from measure import cpu_seconds
 from torch.utils.flop_counter import FlopCounterMode
 
 from hdmnet import HDMNet
@@ -40,10 +39,9 @@ def matmul_rate(size: int = 2048, rounds: int = 9) -> float:
     """Operations per CPU second of a large convolution, the fastest product of the machine here."""
     x = torch.randn(1, size, 60, 60).to(memory_format=torch.channels_last)
     weight = torch.randn(512, size, 1, 1)
-    rates = []
-    for _ in range(rounds + 1):
-        start = time.process_time()
-        with torch.inference_mode():
-            torch.nn.functional.conv2d(x, weight)
-        rates.append(2 * 512 * size * 3600 / (time.process_time() - start))
-    return median(rates[1:])
+
+    @torch.inference_mode()
+    def product() -> object:
+        return torch.nn.functional.conv2d(x, weight)
+
+    return 2 * 512 * size * 3600 / cpu_seconds({"product": product}, rounds=rounds)["product"]

@@ -31,6 +31,13 @@ def cpu_seconds(calls: Mapping[str, Call], *, rounds: int) -> dict[str, float]:
     return {name: median(values) for name, values in taken.items()}
 
 
+def ratios(yardstick: Call, calls: Mapping[str, Call], *, rounds: int) -> dict[str, float]:
+    """CPU seconds of each call as multiples of the yardstick's, which are there as "T"."""
+    seconds = cpu_seconds({"T": yardstick, **calls}, rounds=rounds)
+    base = seconds.pop("T")
+    return {"T": base} | {name: value / base for name, value in seconds.items()}
+
+
 def extra_bytes(call: Call) -> int:
     """How far the process's resident memory rises above its start during a call (Linux only)."""
     call()

@@ -27,7 +27,7 @@ from cases import (
     training_step,
 )
 from floor import count_flops, matmul_rate
-from measure import cpu_seconds, extra_bytes
+from measure import extra_bytes, ratios
 from report import write_report
 
 from hdmnet import HDMNet
@@ -65,26 +65,23 @@ def main_table(model: HDMNet, rounds: int) -> dict[str, float]:
     """The cases of the first table, as multiples of T; with T itself."""
     one, five = make_episode(1), make_episode(5)
     five_set = model.encode_supports(five.supports, five.masks)
-    seconds = cpu_seconds(
+    many = f"{MANY} queries in a call, 5-shot set, each"
+    measured = ratios(
+        bare_backbone(),
         {
-            "T": bare_backbone(),
             "query, 1-shot set": query(model, one),
             "query, 5-shot set": query(model, five),
             "cold predict, 1 shot": cold(model, one),
             "cold predict, 5 shots": cold(model, five),
             "query, 5-shot set, bf16 autocast": in_bfloat16(query(model, five)),
-            f"{MANY} queries in a call, 5-shot set, each": lambda: model.predict(
-                [five.query] * MANY, five_set
-            ),
+            many: lambda: model.predict([five.query] * MANY, five_set),
             "training step, 1 shot, batch 2": training_step(1, 2),
             "training step, 5 shots, batch 1": training_step(5, 1),
         },
         rounds=rounds,
     )
-    base = seconds["T"]
-    ratios = {name: value / base for name, value in seconds.items()} | {"T": base}
-    ratios[f"{MANY} queries in a call, 5-shot set, each"] /= MANY
-    return ratios
+    measured[many] /= MANY
+    return measured
 
 
 def memory_table(model: HDMNet) -> dict[str, float]:
@@ -100,36 +97,26 @@ def memory_table(model: HDMNet) -> dict[str, float]:
     }
 
 
-def growth(rounds: int) -> dict[str, dict[str, list[float]]]:
+def growth(model: HDMNet, rounds: int) -> dict[str, dict[str, list[float]]]:
     """Query and cold predict over K, size and coverage; by size, T is of the same size."""
+    episodes = {
+        "shots": [make_episode(shots) for shots in SHOTS],
+        "coverage": [make_episode(1, coverage=coverage) for coverage in COVERAGES],
+    }
     tables: dict[str, dict[str, list[float]]] = {}
-    model = make_model().fused()
-    for title, values in (("shots", SHOTS), ("coverage", COVERAGES)):
-        tables[title] = {"query": [], "cold": []}
-        calls: dict[str, Callable[[], object]] = {"T": bare_backbone()}
-        for value in values:
-            episode = (
-                make_episode(int(value)) if title == "shots" else make_episode(1, coverage=value)
-            )
-            calls |= {
-                f"query {value}": query(model, episode),
-                f"cold {value}": cold(model, episode),
-            }
-        seconds = cpu_seconds(calls, rounds=rounds)
-        for name, table in tables[title].items():
-            table += [seconds[f"{name} {value}"] / seconds["T"] for value in values]
-    tables["size"] = {"query": [], "cold": []}
-    for size in SIZES:
-        model = make_model(size).fused()
-        episode = make_episode(1, size=size)
-        calls = {
-            "T": bare_backbone(size=size),
-            "query": query(model, episode),
-            "cold": cold(model, episode),
+    for title, group in episodes.items():
+        calls = {f"query {i}": query(model, episode) for i, episode in enumerate(group)}
+        calls |= {f"cold {i}": cold(model, episode) for i, episode in enumerate(group)}
+        measured = ratios(bare_backbone(), calls, rounds=rounds)
+        tables[title] = {
+            name: [measured[f"{name} {i}"] for i in range(len(group))] for name in ("query", "cold")
         }
-        seconds = cpu_seconds(calls, rounds=rounds)
-        for name, table in tables["size"].items():
-            table.append(seconds[name] / seconds["T"])
+    sizes = []
+    for size in SIZES:
+        of_size, episode = make_model(size).fused(), make_episode(1, size=size)
+        pair = {"query": query(of_size, episode), "cold": cold(of_size, episode)}
+        sizes.append(ratios(bare_backbone(size=size), pair, rounds=rounds))
+    tables["size"] = {name: [measured[name] for measured in sizes] for name in ("query", "cold")}
     return tables
 
 
@@ -164,11 +151,9 @@ def onnx(model: HDMNet, rounds: int) -> dict[str, float]:
     def in_torch() -> object:
         return model.scores(image, supports)
 
-    seconds = cpu_seconds(
-        {"T": bare_backbone(), "onnxruntime": lambda: session.run(None, feed), "PyTorch": in_torch},
-        rounds=rounds,
-    )
-    return {name: seconds[name] / seconds["T"] for name in ("onnxruntime", "PyTorch")}
+    calls = {"onnxruntime": lambda: session.run(None, feed), "PyTorch": in_torch}
+    measured = ratios(bare_backbone(), calls, rounds=rounds)
+    return {name: measured[name] for name in calls}
 
 
 def lite0(rounds: int) -> dict[str, float]:
@@ -176,17 +161,9 @@ def lite0(rounds: int) -> dict[str, float]:
     model = HDMNet.from_pretrained("hdmnet-lite0").fused()
     size = model.image_size
     episode = make_episode(5, size=size)
-    seconds = cpu_seconds(
-        {
-            "T": bare_backbone("tf_efficientnet_lite0", size=size),
-            "query": query(model, episode),
-            "cold": cold(model, episode),
-        },
-        rounds=10 * rounds,
-    )
-    return {"size": size, "T": seconds["T"]} | {
-        name: seconds[name] / seconds["T"] for name in ("query", "cold")
-    }
+    calls = {"query": query(model, episode), "cold": cold(model, episode)}
+    yardstick = bare_backbone("tf_efficientnet_lite0", size=size)
+    return {"size": size} | ratios(yardstick, calls, rounds=10 * rounds)
 
 
 def machine() -> dict[str, object]:
@@ -216,7 +193,7 @@ def main() -> None:
         "time": main_table(model, args.rounds),
         "memory": memory_table(model),
         "agreement": agreement(model),
-        "growth": growth(max(args.rounds // 2, 1)),
+        "growth": growth(model, max(args.rounds // 2, 1)),
         "axes": {"shots": SHOTS, "size": SIZES, "coverage": COVERAGES},
         "onnx": onnx(model, args.rounds),
         "lite0": lite0(args.rounds),

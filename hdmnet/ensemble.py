@@ -27,7 +27,6 @@ class PyramidPooling(nn.Module):
     ) -> None:
         super().__init__()
         branch = in_channels // len(bins)
-        self.pooled_channels = [branch] * len(bins)
         self.branches = nn.ModuleList(
             nn.Sequential(
                 nn.AdaptiveAvgPool2d(size),
@@ -59,7 +58,8 @@ class PyramidPooling(nn.Module):
             return y if box is None else box.crop(y)
         box = Box(0, 0, x.shape[-2], x.shape[-1]) if box is None else box
         conv, norm = cast(nn.Conv2d, self.fuse[0]), self.fuse[1]
-        own, *weights = conv.weight.split([x.shape[1], *self.pooled_channels], dim=1)
+        own = conv.weight[:, : x.shape[1]]
+        weights = conv.weight[:, x.shape[1] :].chunk(len(self.branches), dim=1)
         # Convolution and upsampling are both linear: the nine taps are applied to the few pooled
         # cells, not to the thousands of positions that are interpolated from them.
         top, left = max(box.top - 1, 0), max(box.left - 1, 0)

@@ -14,6 +14,7 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from hdmnet import fusion, prediction, pretrained
+from hdmnet._files import replacing
 from hdmnet._ops import foreground_box, nearest, upcast, upsample
 from hdmnet.backbone import FeaturePyramid
 from hdmnet.ensemble import BaseLearner, BaseMetaEnsemble, PyramidPooling
@@ -218,12 +219,11 @@ class HDMNet(
                 f"got {_shape(masks)}"
             )
         self._check_size(supports)
-        if self._takes_statistics() or torch.compiler.is_compiling():
+        if self._computes_at_once():
             images = rearrange(supports, "b k c h w -> (b k) c h w")
             features = self.backbone(_masked(images, masks.flatten(0, 1)))
             return self.encode_features(features, masks)
-        # One shot at a time, so that memory does not grow with K. Not where batch statistics are
-        # taken, nor in a compiled graph, which would hold the network K times.
+        # One shot at a time, so that memory does not grow with K.
         first, *others = (
             self.encode_features(self.backbone(_masked(image, mask)), mask[:, None])
             for image, mask in zip(supports.unbind(dim=1), masks.unbind(dim=1), strict=True)
@@ -293,8 +293,7 @@ class HDMNet(
         levels = [_split_shots(level, shots) for level in self.encoder(tokens)]
         # Priors compare what the masks cover: f5 is needed nowhere else.
         grid_mask = nearest(mask, f4.shape[-2:])
-        whole = self._takes_statistics() or torch.compiler.is_compiling()
-        box = None if whole else foreground_box(grid_mask)
+        box = None if self._computes_at_once() else foreground_box(grid_mask)
         if box is not None:
             grid_mask, f3 = box.crop(grid_mask), box.crop(f3)
         f5 = f3 if self.psp is None else self.psp(f4, box)
@@ -576,12 +575,8 @@ class HDMNet(
             raise RuntimeError("a fused model cannot be loaded again: save the original")
         self._hub_mixin_config = self.config
         file = save_directory / constants.SAFETENSORS_SINGLE_FILE
-        temporary = file.with_suffix(".tmp")
-        try:
+        with replacing(file) as temporary:
             save_model(self, str(temporary))
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _frozen_modules(self) -> list[nn.Module]:
         parts = (self.backbone, self.psp, self.base_learner)
@@ -631,8 +626,14 @@ class HDMNet(
             return upcast(upsample(grid.meta, size, align_corners=True)).softmax(dim=1)
         return upsample(grid.final, size, align_corners=True)
 
-    def _takes_statistics(self) -> bool:
-        """Whether some norm of the features sees the batch: it must see all of it at once."""
+    def _computes_at_once(self) -> bool:
+        """Whether features are to be of all shots and the whole grid in one go.
+
+        So where a norm takes statistics of the batch; and in a compiled graph, which would hold the
+        network K times, and must not depend on what the masks cover.
+        """
+        if torch.compiler.is_compiling():
+            return True
         parts = (self.backbone, self.psp)
         modules = (m for part in parts if part is not None for m in part.modules())
         return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in modules)

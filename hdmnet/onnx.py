@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from hdmnet._files import replacing
 from hdmnet.supports import SupportSet
 
 if TYPE_CHECKING:
@@ -107,22 +108,18 @@ def _write(
     inputs: list[str],
     outputs: list[str],
 ) -> None:
-    temporary = path.with_suffix(".tmp")
-    try:
-        program = torch.onnx.export(
-            module,
-            arguments,
-            input_names=inputs,
-            output_names=outputs,
-            dynamic_shapes=shapes,
-            dynamo=True,
-            verbose=False,
-        )
-        assert program is not None
+    program = torch.onnx.export(
+        module,
+        arguments,
+        input_names=inputs,
+        output_names=outputs,
+        dynamic_shapes=shapes,
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    with replacing(path) as temporary:
         program.save(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class _Encoder(nn.Module):

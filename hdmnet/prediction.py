@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from hdmnet._files import replacing
 from hdmnet._ops import nearest, upsample
 from hdmnet.images import ImageLike, load_image, load_mask
 from hdmnet.supports import SupportSet
@@ -72,12 +73,8 @@ class Segmentation:
         path = Path(path)
         if path.suffix.lower() != ".png":
             raise ValueError(f"masks are saved as PNG: give a path that ends in .png, not {path}")
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
+        with replacing(path) as temporary:
             Image.fromarray(self.mask.byte().mul(255).numpy()).save(temporary, format="PNG")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def encode_supports(

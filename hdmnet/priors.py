@@ -113,7 +113,7 @@ def gram_matrix(features: Tensor) -> Tensor:
     with no_autocast(features):
         f = rearrange(upcast(features), "... h w -> ... (h w)")
         norm = f.norm(dim=-1, keepdim=True)
-        return f @ f.mT / (norm * norm.mT + 1e-7)
+        return f @ f.mT / (norm * norm.mT + EPS)
 
 
 def gram_distance(query: Tensor, support: Tensor) -> Tensor:

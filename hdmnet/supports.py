@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hdmnet._files import replacing
 from hdmnet.attention import SupportTokens
 
 FORMAT = "hdmnet support set 1"
@@ -110,15 +111,10 @@ class SupportSet:
         """
         if self.fingerprint is None:
             raise ValueError("only a set made by encode_supports can be saved")
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.tmp")
         tensors = {name: tensor.contiguous() for name, tensor in self.named_tensors().items()}
         about = {"format": FORMAT, "fingerprint": self.fingerprint}
-        try:
+        with replacing(Path(path)) as temporary:
             save_file(tensors, temporary, {"hdmnet": json.dumps(about)})
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Self:

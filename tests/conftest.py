@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hdmnet import HDMNet
+from hdmnet import HDMNet, HDMNetOutput
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 
@@ -90,3 +90,17 @@ def assert_same(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> No
     scale = expected.abs().max().clamp(min=1e-12)
     error = ((actual - expected).abs().max() / scale).item()
     assert error <= tolerance, f"differs by {error:.1e} of the largest magnitude"
+
+
+def tensors(output: HDMNetOutput) -> list[Tensor]:
+    """All tensors of an output."""
+    flat = [output.final, output.meta, output.prior, *output.correlations]
+    return flat if output.base is None else [*flat, output.base]
+
+
+def assert_same_output(
+    actual: HDMNetOutput, expected: HDMNetOutput, tolerance: float = 1e-5
+) -> None:
+    """`assert_same` of every tensor."""
+    for a, e in zip(tensors(actual), tensors(expected), strict=True):
+        assert_same(a, e, tolerance)

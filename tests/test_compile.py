@@ -2,16 +2,8 @@
 
 import pytest
 import torch
-from conftest import assert_same, episode, make
+from conftest import assert_same, assert_same_output, episode, make
 from torch.export import Dim, export
-
-from hdmnet import HDMNetOutput
-
-
-def assert_same_output(actual: HDMNetOutput, expected: HDMNetOutput) -> None:
-    for got, want in zip(actual, expected, strict=True):
-        if isinstance(want, torch.Tensor):
-            assert_same(got, want)
 
 
 @pytest.fixture(autouse=True)

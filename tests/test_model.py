@@ -4,20 +4,10 @@ import copy
 
 import pytest
 import torch
-from conftest import assert_same, episode, make
+from conftest import assert_same, assert_same_output, episode, make, tensors
 from torch import Tensor, nn
 
-from hdmnet import EpisodeLoss, HDMNet, HDMNetOutput
-
-
-def tensors(output: HDMNetOutput) -> list[Tensor]:
-    flat = [output.final, output.meta, output.prior, *output.correlations]
-    return flat if output.base is None else [*flat, output.base]
-
-
-def assert_same_output(actual: HDMNetOutput, expected: HDMNetOutput, tolerance=1e-5) -> None:
-    for a, e in zip(tensors(actual), tensors(expected), strict=True):
-        assert_same(a, e, tolerance)
+from hdmnet import EpisodeLoss, HDMNet
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,19 +81,27 @@ def load_items(
     return items
 
 
-def draw_category(
-    rng: np.random.Generator, groups: Mapping[str, Mapping[str, Sequence[int]]]
-) -> tuple[str, str]:
-    """The source and name of a category: by source, then by the root of the category's size.
+Groups = Mapping[str, Mapping[str, Sequence[int]]]
+"""Source → category → its objects."""
 
-    Args:
-        rng: The only source of chance.
-        groups: Source → category → its objects.
-    """
+
+def draw_category(rng: np.random.Generator, groups: Groups) -> tuple[str, str]:
+    """The source and name of a category: by source, then by the root of the category's size."""
     weights = np.array([SOURCES[kind] for kind in groups])
     kind = str(rng.choice(list(groups), p=weights / weights.sum()))
     sizes = np.sqrt([len(members) for members in groups[kind].values()])
     return kind, str(rng.choice(list(groups[kind]), p=sizes / sizes.sum()))
+
+
+def keep_categories(
+    groups: Groups, keep: Callable[[str, Sequence[int]], bool]
+) -> dict[str, dict[str, list[int]]]:
+    """The categories for which `keep(name, objects)` holds, and the sources that have any."""
+    kept = {
+        kind: {name: list(members) for name, members in group.items() if keep(name, members)}
+        for kind, group in groups.items()
+    }
+    return {kind: group for kind, group in kept.items() if group}
 
 
 def _family(category: str) -> str:
@@ -113,17 +121,10 @@ class ObjectSampler:
 
     def draw(self, rng: np.random.Generator, exclude: set[str], *, family: str = "") -> int:
         """An object of a category that is not in `exclude`; of a family if it has another such."""
-        groups = {
-            kind: {name: members for name, members in categories.items() if name not in exclude}
-            for kind, categories in self._groups.items()
-        }
-        relatives = {
-            kind: {name: members for name, members in categories.items() if _family(name) == family}
-            for kind, categories in groups.items()
-        }
-        relatives = {kind: categories for kind, categories in relatives.items() if categories}
-        kind, name = draw_category(rng, relatives or groups)
-        return int(rng.choice((relatives or groups)[kind][name]))
+        others = keep_categories(self._groups, lambda name, _: name not in exclude)
+        others = keep_categories(others, lambda name, _: _family(name) == family) or others
+        kind, name = draw_category(rng, others)
+        return int(rng.choice(others[kind][name]))
 
     def scene(self, rng: np.random.Generator) -> list[int]:
         """The objects of one scene, the target first."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cache import SUPPORTS_PER_SCENE, draw_category
+from cache import SUPPORTS_PER_SCENE, draw_category, keep_categories
 from torch import Tensor
 
 MIN_PIXELS = 0.005
@@ -71,11 +71,7 @@ class Episodes:
         """
         groups = self._groups
         if across:
-            several = {
-                kind: {name: members for name, members in categories.items() if len(members) > 1}
-                for kind, categories in groups.items()
-            }
-            groups = {kind: categories for kind, categories in several.items() if categories}
+            groups = keep_categories(groups, lambda _, members: len(members) > 1)
         while True:
             kind, category = draw_category(rng, groups)
             members = rng.permutation(groups[kind][category])
