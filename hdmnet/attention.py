@@ -186,8 +186,8 @@ class MixFFN(nn.Module):
         return self.dropout(self.project(self.dropout(hidden)))
 
 
-CHUNK = 1024
-"""Support positions whose attention is in memory at a time."""
+CHUNK = 128
+"""Support positions whose attention is in memory at a time: few enough for a processor's cache."""
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

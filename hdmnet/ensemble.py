@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
-from hdmnet._ops import Box, no_autocast, upcast, upsample
+from hdmnet._ops import Box, no_autocast, upcast
 
 
 class PyramidPooling(nn.Module):
@@ -26,6 +26,7 @@ class PyramidPooling(nn.Module):
         self, in_channels: int, out_channels: int = 512, bins: tuple[int, ...] = (1, 2, 3, 6)
     ) -> None:
         super().__init__()
+        self.in_channels = in_channels
         branch = in_channels // len(bins)
         self.branches = nn.ModuleList(
             nn.Sequential(
@@ -41,6 +42,11 @@ class PyramidPooling(nn.Module):
             nn.Conv2d(in_channels + branch * len(bins), out_channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(out_channels),
         )
+        # In a fused copy: the part of the kernel that meets the input, which else is copied by
+        # every call, for convolutions want it in one piece.
+        self.register_buffer("own_kernel", None)
+
+    own_kernel: Tensor | None
 
     def forward(self, x: Tensor, box: Box | None = None) -> Tensor:
         """Pool, and convolve.
@@ -52,44 +58,51 @@ class PyramidPooling(nn.Module):
         Returns:
             (B, out_channels, h, w), of either sign; h and w are those of `box` if there is one.
         """
-        if torch.compiler.is_compiling():  # plainly: the exporter fails on the matrices below
-            pooled = [upsample(b(x), x.shape[-2:], align_corners=True) for b in self.branches]
-            y = self.fuse(torch.cat([x, *pooled], dim=1))
-            return y if box is None else box.crop(y)
         box = Box(0, 0, x.shape[-2], x.shape[-1]) if box is None else box
         conv, norm = cast(nn.Conv2d, self.fuse[0]), self.fuse[1]
-        own = conv.weight[:, : x.shape[1]]
-        weights = conv.weight[:, x.shape[1] :].chunk(len(self.branches), dim=1)
-        # Convolution and upsampling are both linear: the nine taps are applied to the few pooled
-        # cells, not to the thousands of positions that are interpolated from them.
+        own, *pooled = self.kernels()
+        own = own if self.own_kernel is None else self.own_kernel
         top, left = max(box.top - 1, 0), max(box.left - 1, 0)
         around = x[..., top : box.bottom + 1, left : box.right + 1]
         y = F.conv2d(around, own, padding=1)
         y = y[..., box.top - top : box.bottom - top, box.left - left : box.right - left]
-        for branch, weight in zip(self.branches, weights, strict=True):
-            cells = branch(x)
-            with no_autocast(x):  # these few products cost nothing, and five roundings would add up
-                part = _convolve_upsampled(upcast(cells), upcast(weight), x.shape[-2:], box)
-            y = y + part.to(y.dtype)
-        return norm(y if conv.bias is None else y + conv.bias[:, None, None])
+        # Convolution and upsampling are both linear: the nine taps are applied to the few pooled
+        # cells, not to the thousands of positions that are interpolated from them.
+        cells = [upcast(branch(x)) for branch in self.branches]
+        with no_autocast(x):  # these few products cost nothing, and rounded they would add up
+            rest = _convolve_upsampled(cells, [upcast(p) for p in pooled], x.shape[-2:], box)
+            if conv.bias is not None:
+                rest = rest + conv.bias[:, None, None]
+        return norm(y + rest.to(y.dtype))
+
+    def kernels(self) -> tuple[Tensor, ...]:
+        """The part of the 3 × 3 kernel that meets the input, and those that meet its poolings."""
+        weight = cast(nn.Conv2d, self.fuse[0]).weight
+        own, pooled = weight.tensor_split([self.in_channels], dim=1)
+        return own, *pooled.chunk(len(self.branches), dim=1)
 
 
-def _convolve_upsampled(cells: Tensor, weight: Tensor, grid: Sequence[int], box: Box) -> Tensor:
-    """conv2d(upsample(cells, grid, align_corners=True), weight, padding=1), inside of `box`."""
-    rows = _taps(cells, cells.shape[-2], grid[0])[box.top : box.bottom]
-    columns = _taps(cells, cells.shape[-1], grid[1])[box.left : box.right]
-    products = einsum(weight, cells, "o c i j, b c y x -> b o i y j x")
-    products = einsum(products, columns, "b o i y j x, w j x -> b o i y w")
-    return einsum(products, rows, "b o i y w, h i y -> b o h w")
+def _convolve_upsampled(
+    cells: Sequence[Tensor], weights: Sequence[Tensor], grid: Sequence[int], box: Box
+) -> Tensor:
+    """Σ conv2d(upsample(cells, grid, align_corners=True), weight, padding=1), inside of `box`."""
+    products, rows = [], []
+    for one, weight in zip(cells, weights, strict=True):
+        taps = einsum(weight, one, "o c i j, b c y x -> b y i x j o")
+        taps = rearrange(taps, "b y i x j o -> b (y i) (x j) o")
+        products.append(_taps(one, one.shape[-1], grid[1])[box.left : box.right] @ taps)
+        rows.append(_taps(one, one.shape[-2], grid[0])[box.top : box.bottom])
+    out = torch.cat(rows, dim=1) @ torch.cat(products, dim=1).transpose(1, 2)
+    return rearrange(out, "b w h o -> b o h w")
 
 
 def _taps(like: Tensor, cells: int, length: int) -> Tensor:
-    """(length, 3, cells): what each cell weighs, by interpolation, in each tap of each output."""
+    """(length, cells · 3): what each cell weighs, by interpolation, in each tap of each output."""
     eye = torch.eye(cells, dtype=like.dtype, device=like.device)[None]
     weights = F.interpolate(eye, size=length, mode="linear", align_corners=True)[0]
     padded = F.pad(weights, (1, 1))
     taps = torch.stack([padded[:, tap : tap + length] for tap in range(3)])
-    return rearrange(taps, "taps cells at -> at taps cells")
+    return rearrange(taps, "taps cells at -> at (cells taps)")
 
 
 class BaseLearner(nn.Module):

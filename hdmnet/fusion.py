@@ -33,7 +33,10 @@ def fuse(model: "HDMNet") -> "HDMNet":
     model.cascade.parse = nn.ModuleList(map(collapse, model.cascade.parse))
     model.cascade.classifier = nn.Sequential(collapse(model.cascade.classifier))
     model._fused_fingerprint = fingerprint
-    return model.to(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last)
+    if model.psp is not None:
+        model.psp.own_kernel = model.psp.kernels()[0].contiguous(memory_format=torch.channels_last)
+    return model
 
 
 def fold_norms(root: nn.Module) -> None:

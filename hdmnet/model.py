@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self, overload
 
 import torch
-from einops import rearrange, repeat
+import torch.nn.functional as F
+from einops import rearrange
 from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from hdmnet import fusion, prediction, pretrained
 from hdmnet._files import replacing
-from hdmnet._ops import foreground_box, nearest, upcast, upsample
+from hdmnet._ops import foreground_box, nearest, no_autocast, upcast, upsample
 from hdmnet.backbone import FeaturePyramid
 from hdmnet.ensemble import BaseLearner, BaseMetaEnsemble, PyramidPooling
 from hdmnet.images import ImageLike
@@ -286,11 +287,13 @@ class HDMNet(
         f2, f3, f4 = features
         shots = masks.shape[1]
         mask = (masks == 1).to(f2.dtype)
-        s = _split_shots(self.support_reduce(torch.cat([f3, f2], dim=1)), shots)
-        prototypes = masked_average_pool(s, mask).to(s.dtype)
-        parts = torch.cat([s, _on_grid(prototypes, s)], dim=2)
-        tokens = self.support_merge(rearrange(parts, "b k c h w -> (b k) c h w"))
-        levels = [_split_shots(level, shots) for level in self.encoder(tokens)]
+        s = self.support_reduce([f3, f2])
+        with no_autocast(s):  # see `_match_on_grid`
+            s = s.to(_dtype(self.support_merge))
+            prototypes = masked_average_pool(_split_shots(s, shots), mask).to(s.dtype)
+            tokens = self.support_merge([s, prototypes.flatten(0, 1)[..., None, None]])
+            levels = [_split_shots(level, shots) for level in self.encoder(tokens)]
+            encoded = self.cascade.encode(levels, mask)
         # Priors compare what the masks cover: f5 is needed nowhere else.
         grid_mask = nearest(mask, f4.shape[-2:])
         box = None if self._computes_at_once() else foreground_box(grid_mask)
@@ -300,7 +303,7 @@ class HDMNet(
         f4 = f4 if box is None else box.crop(f4)
         return SupportSet(
             prototypes=prototypes,
-            tokens=self.cascade.encode(levels, mask),
+            tokens=encoded,
             prior_features=(
                 foreground_features(_split_shots(f5, shots), grid_mask),
                 foreground_features(_split_shots(f4, shots), grid_mask),
@@ -604,13 +607,16 @@ class HDMNet(
             [max_cosine(q, s) for q, s in zip((f5, f4), supports.prior_features, strict=True)],
             dim=1,
         )
-        q = self.query_reduce(torch.cat([f3, f2], dim=1))
-        prototype = supports.prototypes.mean(dim=1).to(q.dtype)
-        parts = [q, _on_grid(prototype, q), (PRIOR_SCALE * prior).to(q.dtype)]
-        tokens = self.query_merge(torch.cat(parts, dim=1))
-        meta, correlations = self.cascade.match(
-            self.encoder(tokens), supports.tokens, prior, shots=supports.shots
-        )
+        q = self.query_reduce([f3, f2])
+        # What follows takes little time, and decides: its channels are few, and rounded they would
+        # move the border of the mask.
+        with no_autocast(q):
+            q = q.to(_dtype(self.query_merge))
+            prototype = supports.prototypes.mean(dim=1).to(q.dtype)[..., None, None]
+            tokens = self.query_merge([q, prototype, (PRIOR_SCALE * prior).to(q.dtype)])
+            meta, correlations = self.cascade.match(
+                self.encoder(tokens), supports.tokens, prior, shots=supports.shots
+            )
         if self.ensemble is None or self.base_learner is None:
             return _GridOutput(None, meta, None, correlations, prior)
         if supports.gram is None:
@@ -651,16 +657,29 @@ class HDMNet(
             )
 
 
+class ConcatConv2d(nn.Conv2d):
+    """A 1 × 1 convolution of the concatenation of maps, without forming it.
+
+    A part of 1 × 1 stands for a map that is the same everywhere.
+    """
+
+    def forward(self, parts: Sequence[Tensor]) -> Tensor:  # type: ignore[override]
+        """(B, C_i, h, w) or (B, C_i, 1, 1), the first of h × w → (B, C, h, w)."""
+        weights = self.weight.split([part.shape[1] for part in parts], dim=1)
+        first, *rest = (F.conv2d(x, w) for x, w in zip(parts, weights, strict=True))
+        return sum(rest, start=first)
+
+
 def _reduce(in_channels: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(in_channels, REDUCED_DIM, 1, bias=False),
+        ConcatConv2d(in_channels, REDUCED_DIM, 1, bias=False),
         nn.ReLU(inplace=True),
         nn.Dropout2d(dropout),
     )
 
 
 def _merge(in_channels: int, dim: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(in_channels, dim, 1, bias=False), nn.ReLU(inplace=True))
+    return nn.Sequential(ConcatConv2d(in_channels, dim, 1, bias=False), nn.ReLU(inplace=True))
 
 
 def _masked(images: Tensor, masks: Tensor) -> Tensor:
@@ -672,8 +691,8 @@ def _split_shots(x: Tensor, shots: int) -> Tensor:
     return rearrange(x, "(b k) c h w -> b k c h w", k=shots)
 
 
-def _on_grid(vector: Tensor, grid: Tensor) -> Tensor:
-    return repeat(vector, "... c -> ... c h w", h=grid.shape[-2], w=grid.shape[-1])
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype
 
 
 def _trainable(modules: Iterable[nn.Module]) -> list[nn.Parameter]:

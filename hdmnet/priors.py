@@ -69,26 +69,26 @@ def foreground_features(support: Tensor, mask: Tensor) -> Tensor:
 def max_cosine(query: Tensor, support: Tensor) -> Tensor:
     """`cosine_prior` of a query (B, C, h, w) and what `foreground_features` returned."""
     with no_autocast(query):
-        query = upcast(query)
-        query_norm = query.norm(dim=1).flatten(1)[..., None, None]
+        full = upcast(query)
+        support = support.to(full.dtype)
+        query_norm, norm = full.norm(dim=1).flatten(1)[..., None], support.norm(dim=-1)
         # One shot at a time, so that memory does not grow with K; a compiled graph must not depend
         # on K, and takes all at once.
-        parts = [support] if torch.compiler.is_compiling() else support.split(1, dim=1)
-        similarities = [_best_cosine(query, query_norm, s.to(query.dtype)) for s in parts]
-        similarity = torch.cat(similarities, dim=2).mean(dim=2)
+        shots = [support] if torch.compiler.is_compiling() else support.split(1, dim=1)
+        if not _is_eps_negligible(query_norm, norm):
+            best = [_best_cosine(full, query_norm, shot) for shot in shots]
+        elif query.dtype == full.dtype:
+            # Then one division for each query position will do, after the maximum.
+            best = [_best_product(full, _unit(shot)) / query_norm for shot in shots]
+        else:
+            # Products in half precision come rounded to its few digits. So they are taken of what
+            # differs from the mean support, and the mean's are added in full.
+            mean = support.sum(dim=(1, 2)) / norm.sum(dim=(1, 2))[:, None].clamp(min=EPS)
+            common = inner_products(full, mean[:, None])
+            rest = (_unit(shot) - mean[:, None, None] for shot in shots)
+            best = [(_best_product(query, r.to(query.dtype)) + common) / query_norm for r in rest]
+        similarity = torch.cat(best, dim=2).mean(dim=2)
     return rearrange(similarity, "b (h w) -> b h w", h=query.shape[-2])
-
-
-def _best_cosine(query: Tensor, query_norm: Tensor, support: Tensor) -> Tensor:
-    """(B, C, h, w), its norms (B, h · w, 1, 1), and (B, K, n, C) → (B, h · w, K)."""
-    norm = support.norm(dim=-1)
-    if _is_eps_negligible(query_norm, norm):
-        # Then one division for each query position will do, after the maximum.
-        support = support / norm.where(norm > 0, 1)[..., None]
-        products = inner_products(query, support.flatten(1, 2))
-        return products.unflatten(2, norm.shape[1:]).amax(dim=-1) / query_norm[..., 0]
-    products = inner_products(query, support.flatten(1, 2)).unflatten(2, norm.shape[1:])
-    return products.div_(query_norm * norm[:, None] + EPS).amax(dim=-1)
 
 
 def _is_eps_negligible(query_norm: Tensor, norm: Tensor) -> bool:
@@ -97,6 +97,29 @@ def _is_eps_negligible(query_norm: Tensor, norm: Tensor) -> bool:
         return False
     smallest = norm.where(norm > 0, torch.inf).amin()  # a support of norm 0 stays 0 either way
     return bool(query_norm.amin() * smallest > EPS * 2**24)
+
+
+def _best_cosine(query: Tensor, query_norm: Tensor, support: Tensor) -> Tensor:
+    """(B, C, h, w), its norms (B, h · w, 1), and (B, K, n, C) → (B, h · w, K)."""
+    norm = support.norm(dim=-1)
+    products = _products(query, support)
+    return products.div_(query_norm[..., None] * norm[:, None] + EPS).amax(dim=-1)
+
+
+def _best_product(query: Tensor, support: Tensor) -> Tensor:
+    """(B, C, h, w) and (B, K, n, C) → (B, h · w, K)."""
+    return upcast(_products(query, support)).amax(dim=-1)
+
+
+def _products(query: Tensor, support: Tensor) -> Tensor:
+    """(B, C, h, w) and (B, K, n, C) → (B, h · w, K, n)."""
+    return inner_products(query, support.flatten(1, 2)).unflatten(2, support.shape[1:3])
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Vectors of length 1; those of length 0 stay."""
+    norm = x.norm(dim=-1, keepdim=True)
+    return x / norm.where(norm > 0, 1)
 
 
 def gram_matrix(features: Tensor) -> Tensor:
@@ -111,9 +134,12 @@ def gram_matrix(features: Tensor) -> Tensor:
     Source: BAM (arXiv 2203.07615), ensemble module.
     """
     with no_autocast(features):
-        f = rearrange(upcast(features), "... h w -> ... (h w)")
-        norm = f.norm(dim=-1, keepdim=True)
-        return f @ f.mT / (norm * norm.mT + EPS)
+        f = rearrange(features, "... h w -> ... (h w)")
+        # In the features' own precision: half of it rounds each cosine, but their distances are
+        # means over many.
+        products = upcast(f @ f.mT)
+        norm = products.diagonal(dim1=-2, dim2=-1).sqrt()
+        return products / (norm[..., None] * norm[..., None, :] + EPS)
 
 
 def gram_distance(query: Tensor, support: Tensor) -> Tensor:
