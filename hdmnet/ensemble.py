@@ -9,6 +9,7 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 
 from hdmnet._ops import Box, no_autocast, upcast
+from hdmnet.winograd import Winograd3x3
 
 
 class PyramidPooling(nn.Module):
@@ -42,9 +43,8 @@ class PyramidPooling(nn.Module):
             nn.Conv2d(in_channels + branch * len(bins), out_channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(out_channels),
         )
-        # In a fused copy: the part of the kernel that meets the input, which else is copied by
-        # every call, for convolutions want it in one piece.
         self.register_buffer("own_kernel", None)
+        self.winograd: Winograd3x3 | None = None
 
     own_kernel: Tensor | None
 
@@ -60,11 +60,13 @@ class PyramidPooling(nn.Module):
         """
         box = Box(0, 0, x.shape[-2], x.shape[-1]) if box is None else box
         conv, norm = cast(nn.Conv2d, self.fuse[0]), self.fuse[1]
-        own, *pooled = self.kernels()
-        own = own if self.own_kernel is None else self.own_kernel
+        own, *pooled = self._kernels()
         top, left = max(box.top - 1, 0), max(box.left - 1, 0)
         around = x[..., top : box.bottom + 1, left : box.right + 1]
-        y = F.conv2d(around, own, padding=1)
+        if self.winograd is not None and _suits_winograd(x):
+            y = self.winograd(around)
+        else:
+            y = F.conv2d(around, own if self.own_kernel is None else self.own_kernel, padding=1)
         y = y[..., box.top - top : box.bottom - top, box.left - left : box.right - left]
         # Convolution and upsampling are both linear: the nine taps are applied to the few pooled
         # cells, not to the thousands of positions that are interpolated from them.
@@ -75,11 +77,26 @@ class PyramidPooling(nn.Module):
                 rest = rest + conv.bias[:, None, None]
         return norm(y + rest.to(y.dtype))
 
-    def kernels(self) -> tuple[Tensor, ...]:
+    def prepare(self) -> None:
+        """Keep what inference would else make of the kernel in every call: it cannot change then.
+
+        That is the part that meets the input, in one piece; and its transform, which in bfloat16
+        takes CPUs two thirds of the time of the direct convolution, but in float32 is no faster.
+        """
+        own, *_ = self._kernels()
+        self.own_kernel = own.contiguous(memory_format=torch.channels_last)
+        self.winograd = Winograd3x3(own, torch.bfloat16)
+
+    def _kernels(self) -> tuple[Tensor, ...]:
         """The part of the 3 × 3 kernel that meets the input, and those that meet its poolings."""
         weight = cast(nn.Conv2d, self.fuse[0]).weight
         own, pooled = weight.tensor_split([self.in_channels], dim=1)
         return own, *pooled.chunk(len(self.branches), dim=1)
+
+
+def _suits_winograd(x: Tensor) -> bool:
+    compiling = torch.compiler.is_compiling()
+    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and not compiling
 
 
 def _convolve_upsampled(

@@ -35,7 +35,7 @@ def fuse(model: "HDMNet") -> "HDMNet":
     model._fused_fingerprint = fingerprint
     model.to(memory_format=torch.channels_last)
     if model.psp is not None:
-        model.psp.own_kernel = model.psp.kernels()[0].contiguous(memory_format=torch.channels_last)
+        model.psp.prepare()
     return model
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self, overload
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
 from safetensors.torch import save_model
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from hdmnet import fusion, prediction, pretrained
 from hdmnet._files import replacing
+from hdmnet._layers import ConcatConv2d
 from hdmnet._ops import foreground_box, nearest, no_autocast, upcast, upsample
 from hdmnet.backbone import FeaturePyramid
 from hdmnet.ensemble import BaseLearner, BaseMetaEnsemble, PyramidPooling
@@ -655,19 +655,6 @@ class HDMNet(
                 f"images of {images.shape[-2]} × {images.shape[-1]} are too small for the coarsest "
                 f"stage: height and width must be at least {self.smallest_size}"
             )
-
-
-class ConcatConv2d(nn.Conv2d):
-    """A 1 × 1 convolution of the concatenation of maps, without forming it.
-
-    A part of 1 × 1 stands for a map that is the same everywhere.
-    """
-
-    def forward(self, parts: Sequence[Tensor]) -> Tensor:  # type: ignore[override]
-        """(B, C_i, h, w) or (B, C_i, 1, 1), the first of h × w → (B, C, h, w)."""
-        weights = self.weight.split([part.shape[1] for part in parts], dim=1)
-        first, *rest = (F.conv2d(x, w) for x, w in zip(parts, weights, strict=True))
-        return sum(rest, start=first)
 
 
 def _reduce(in_channels: int, dropout: float) -> nn.Sequential:

@@ -6,7 +6,16 @@ import torch
 from conftest import assert_same, assert_same_output, episode, fill, make
 from torch import nn
 
-from hdmnet import HDMNet, MatchingAttention, PyramidPooling, attention, cosine_prior
+from hdmnet import (
+    HDMNet,
+    MatchingAttention,
+    PyramidPooling,
+    attention,
+    cosine_prior,
+    gram_distance,
+    gram_matrix,
+)
+from hdmnet._layers import ConcatConv2d
 from hdmnet._ops import Box, foreground_box, nearest
 
 
@@ -149,3 +158,53 @@ def test_nearest_is_that_of_torch(target: tuple[int, int]) -> None:
     for size in (75, 84, 90, 105, 120, 473):
         x = torch.randn(1, 1, size, size + 1)
         assert torch.equal(nearest(x, target), nn.functional.interpolate(x, target))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_convolution_of_a_concatenation(bias: bool) -> None:
+    conv = ConcatConv2d(9, 4, 1, bias=bias)
+    a, b, c = torch.randn(2, 3, 5, 6), torch.randn(2, 4, 1, 1), torch.randn(2, 2, 5, 6)
+    plain = torch.nn.functional.conv2d(
+        torch.cat([a, b.expand(-1, -1, 5, 6), c], dim=1), conv.weight, conv.bias
+    )
+    assert_same(conv([a, b, c]), plain)
+
+
+class TestHalfPrecision:
+    """Features come rounded from autocast; what is made of them is not to add to that."""
+
+    @pytest.mark.parametrize("shots", [1, 3])
+    def test_priors_of_features_much_alike(self, shots: int) -> None:
+        """Cosines in 0.9 … 1 as ReLU networks have them: bfloat16 knows only 17 of these."""
+        common = torch.randn(64, 1, 1)
+        query = (common + 0.2 * torch.randn(1, 64, 9, 8)).bfloat16()
+        support = common + 0.2 * torch.randn(1, shots, 64, 9, 8)
+        mask = (torch.rand(1, shots, 9, 8) > 0.5).float()
+        got = cosine_prior(query, support, mask)
+        assert got.dtype == torch.float32
+        exact = oracle.cosine_prior(query.float(), support, mask)
+        assert exact.min() > 0.9
+        assert (got - exact).abs().max() < 3e-4
+
+    def test_prior_of_zeros(self) -> None:
+        query, support = torch.zeros(1, 8, 3, 3).bfloat16(), torch.randn(1, 1, 8, 3, 3)
+        assert (cosine_prior(query, support, torch.ones(1, 1, 3, 3)) == 0).all()
+
+    def test_style(self) -> None:
+        query, support = torch.randn(1, 32, 9, 8), torch.randn(1, 2, 32, 9, 8)
+        exact = gram_distance(gram_matrix(query), gram_matrix(support))
+        half = gram_matrix(query.bfloat16()), gram_matrix(support.bfloat16())
+        assert half[0].dtype == torch.float32
+        assert_same(gram_distance(*half), exact, 1e-3)
+
+    @pytest.mark.parametrize("base_classes", [0, 3])
+    def test_the_head_is_not_rounded(self, base_classes: int) -> None:
+        model = make(base_classes=base_classes)
+        query, supports, masks = episode(1, 2)
+        with torch.no_grad():
+            encoded = model.encode(supports, masks)
+            features = tuple(f.bfloat16() for f in model.backbone(query))
+            with torch.autocast("cpu", torch.bfloat16):
+                rounded = model.match_features(features, encoded, (64, 64))
+            exact = model.match_features(tuple(f.float() for f in features), encoded, (64, 64))
+        assert_same(rounded.meta, exact.meta, 0.002)  # of the reduced features; else 0.01

@@ -1,5 +1,6 @@
 """The inference-only copy gives the same answers."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from test_predict import picture
 from timm.layers import StdConv2d
 from torch import nn
 
-from hdmnet import HDMNet, box_mask, convert
+from hdmnet import HDMNet, PyramidPooling, box_mask, convert
+from hdmnet._ops import Box
 from hdmnet.fusion import CollapsedBottleneck, fold_norms
 
 
@@ -103,6 +105,19 @@ def test_collapsed_bottleneck(size: tuple[int, int]) -> None:
     layers = nn.Conv2d(3, 7, 1), nn.Conv2d(7, 7, 3, padding=1), nn.Conv2d(7, 2, 1)
     x = torch.randn(2, 3, *size)
     assert_same(CollapsedBottleneck(*layers)(x), nn.Sequential(*layers)(x))
+
+
+def test_prepared_pooling() -> None:
+    """Of the same kernel, in both precisions, on a part of the grid and on all of it."""
+    module = PyramidPooling(32, 16).eval().requires_grad_(False)
+    x = torch.randn(2, 32, 9, 12).bfloat16()
+    prepared = copy.deepcopy(module)
+    prepared.prepare()
+    for box in (None, Box(2, 0, 5, 7)):
+        exact = module(x.float(), box)
+        assert_same(prepared(x.float(), box), exact)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert_same(prepared(x, box).float(), exact, 0.02)
 
 
 class TestFold:
