@@ -12,11 +12,13 @@ from einops import rearrange
 from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
 from safetensors.torch import save_model
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hdmnet import fusion, prediction, pretrained
 from hdmnet._files import replacing
 from hdmnet._layers import ConcatConv2d
 from hdmnet._ops import foreground_box, nearest, no_autocast, upcast, upsample
+from hdmnet.attention import SupportTokens
 from hdmnet.backbone import FeaturePyramid
 from hdmnet.ensemble import BaseLearner, BaseMetaEnsemble, PyramidPooling
 from hdmnet.images import ImageLike
@@ -224,9 +226,12 @@ class HDMNet(
             images = rearrange(supports, "b k c h w -> (b k) c h w")
             features = self.backbone(_masked(images, masks.flatten(0, 1)))
             return self.encode_features(features, masks)
-        # One shot at a time, so that memory does not grow with K.
+        # One shot at a time, so that memory hardly grows with K: nor in training, where the
+        # backward pass computes again what lies between the features and the tokens.
         first, *others = (
-            self.encode_features(self.backbone(_masked(image, mask)), mask[:, None])
+            self._encode_features(
+                self.backbone(_masked(image, mask)), mask[:, None], recompute=supports.shape[1] > 1
+            )
             for image, mask in zip(supports.unbind(dim=1), masks.unbind(dim=1), strict=True)
         )
         return first.merge(*others)
@@ -284,32 +289,7 @@ class HDMNet(
         Raises:
             ValueError: If the grid is too small for the coarsest stage.
         """
-        f2, f3, f4 = features
-        shots = masks.shape[1]
-        mask = (masks == 1).to(f2.dtype)
-        s = self.support_reduce([f3, f2])
-        with no_autocast(s):  # see `_match_on_grid`
-            s = s.to(_dtype(self.support_merge))
-            prototypes = masked_average_pool(_split_shots(s, shots), mask).to(s.dtype)
-            tokens = self.support_merge([s, prototypes.flatten(0, 1)[..., None, None]])
-            levels = [_split_shots(level, shots) for level in self.encoder(tokens)]
-            encoded = self.cascade.encode(levels, mask)
-        # Priors compare what the masks cover: f5 is needed nowhere else.
-        grid_mask = nearest(mask, f4.shape[-2:])
-        box = None if self._computes_at_once() else foreground_box(grid_mask)
-        if box is not None:
-            grid_mask, f3 = box.crop(grid_mask), box.crop(f3)
-        f5 = f3 if self.psp is None else self.psp(f4, box)
-        f4 = f4 if box is None else box.crop(f4)
-        return SupportSet(
-            prototypes=prototypes,
-            tokens=encoded,
-            prior_features=(
-                foreground_features(_split_shots(f5, shots), grid_mask),
-                foreground_features(_split_shots(f4, shots), grid_mask),
-            ),
-            gram=None if self.ensemble is None else gram_matrix(_split_shots(f2, shots)),
-        )
+        return self._encode_features(features, masks)
 
     def match_features(
         self,
@@ -584,6 +564,46 @@ class HDMNet(
     def _frozen_modules(self) -> list[nn.Module]:
         parts = (self.backbone, self.psp, self.base_learner)
         return [part for part in parts if part is not None]
+
+    def _encode_features(
+        self, features: tuple[Tensor, Tensor, Tensor], masks: Tensor, *, recompute: bool = False
+    ) -> SupportSet:
+        f2, f3, f4 = features
+        shots = masks.shape[1]
+        mask = (masks == 1).to(f2.dtype)
+        if recompute and torch.is_grad_enabled():
+            encoded = checkpoint(self._encode_tokens, f2, f3, mask, use_reentrant=False)
+        else:
+            encoded = self._encode_tokens(f2, f3, mask)
+        prototypes, tokens = encoded
+        # Priors compare what the masks cover: f5 is needed nowhere else.
+        grid_mask = nearest(mask, f4.shape[-2:])
+        box = None if self._computes_at_once() else foreground_box(grid_mask)
+        if box is not None:
+            grid_mask, f3 = box.crop(grid_mask), box.crop(f3)
+        f5 = f3 if self.psp is None else self.psp(f4, box)
+        f4 = f4 if box is None else box.crop(f4)
+        return SupportSet(
+            prototypes=prototypes,
+            tokens=tokens,
+            prior_features=(
+                foreground_features(_split_shots(f5, shots), grid_mask),
+                foreground_features(_split_shots(f4, shots), grid_mask),
+            ),
+            gram=None if self.ensemble is None else gram_matrix(_split_shots(f2, shots)),
+        )
+
+    def _encode_tokens(
+        self, f2: Tensor, f3: Tensor, mask: Tensor
+    ) -> tuple[Tensor, tuple[SupportTokens, ...]]:
+        shots = mask.shape[1]
+        s = self.support_reduce([f3, f2])
+        with no_autocast(s):  # see `_match_on_grid`
+            s = s.to(_dtype(self.support_merge))
+            prototypes = masked_average_pool(_split_shots(s, shots), mask).to(s.dtype)
+            tokens = self.support_merge([s, prototypes.flatten(0, 1)[..., None, None]])
+            levels = [_split_shots(level, shots) for level in self.encoder(tokens)]
+            return prototypes, self.cascade.encode(levels, mask)
 
     def _match_on_grid(
         self,

@@ -7,6 +7,7 @@ from conftest import assert_same, assert_same_output, episode, fill, make
 from torch import nn
 
 from hdmnet import (
+    EpisodeLoss,
     HDMNet,
     MatchingAttention,
     PyramidPooling,
@@ -14,6 +15,7 @@ from hdmnet import (
     cosine_prior,
     gram_distance,
     gram_matrix,
+    model,
 )
 from hdmnet._layers import ConcatConv2d
 from hdmnet._ops import Box, foreground_box, nearest
@@ -138,6 +140,31 @@ def test_shots_encoded_one_by_one(base_classes: int) -> None:
     together = model.encode_features(model.backbone(masked), masks)
     one_by_one = model.encode(supports, masks)
     assert_same_output(model.match(query, one_by_one), model.match(query, together))
+
+
+def test_what_several_shots_recompute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same losses and gradients, dropout included, and less kept for the backward pass."""
+    module = make(shots=3).freeze_backbone().train()
+    query, supports, masks = episode(1, 3)
+
+    def step() -> tuple[list[torch.Tensor], int]:
+        torch.manual_seed(0)
+        module.zero_grad()
+        kept: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x: (kept.append(x.numel()), x)[1], lambda x: x
+        ):
+            encoded = module.encode(supports, masks)
+        loss = EpisodeLoss()(module.match(query, encoded), masks[:, 0]).total
+        loss.backward()
+        return [loss, *(p.grad for p in module.parameters() if p.grad is not None)], sum(kept)
+
+    got, kept = step()
+    monkeypatch.setattr(model, "checkpoint", lambda f, *args, use_reentrant: f(*args))
+    expected, kept_plainly = step()
+    for a, e in zip(got, expected, strict=True):
+        assert_same(a, e)
+    assert kept < kept_plainly / 4
 
 
 def test_batch_statistics_are_of_all_shots_and_the_whole_grid() -> None:
