@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import timm
@@ -77,7 +78,26 @@ def bare_backbone(name: str = "resnet50s", *, size: int = SIZE) -> Callable[[], 
     return call
 
 
-def training_step(shots: int, batch: int, *, size: int = SIZE) -> Callable[[], object]:
+@cache
+def fused_model(size: int = SIZE) -> HDMNet:
+    """`make_model`, fused."""
+    return make_model(size).fused()
+
+
+def query(model: HDMNet, episode: Episode) -> Callable[[], object]:
+    """Segment one picture with a set that is encoded already."""
+    supports = model.encode_supports(episode.supports, episode.masks)
+    return lambda: model.predict(episode.query, supports)
+
+
+def cold(model: HDMNet, episode: Episode) -> Callable[[], object]:
+    """Segment one picture with supports that are not."""
+    return lambda: model.predict(episode.query, episode.supports, episode.masks)
+
+
+def training_step(
+    shots: int, batch: int, *, size: int = SIZE, coverage: float = 0.1
+) -> Callable[[], object]:
     """Forward, loss, backward and optimiser with a frozen backbone."""
     model = make_model().freeze_backbone().train()
     optimiser = torch.optim.AdamW(model.param_groups(1e-4), weight_decay=0.01)
@@ -85,7 +105,7 @@ def training_step(shots: int, batch: int, *, size: int = SIZE) -> Callable[[], o
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(batch, 3, size, size, generator=generator)
     supports = torch.randn(batch, shots, 3, size, size, generator=generator)
-    mask = torch.from_numpy(disc(size, 0.1))
+    mask = torch.from_numpy(disc(size, coverage))
     masks = mask.expand(batch, shots, -1, -1).float()
     target = mask.expand(batch, -1, -1).long()
     base_class = torch.zeros(batch, dtype=torch.long)
@@ -97,3 +117,18 @@ def training_step(shots: int, batch: int, *, size: int = SIZE) -> Callable[[], o
         optimiser.step()
 
     return call
+
+
+KINDS = ("query", "cold", "step")
+
+
+def make_call(
+    kind: str, shots: int = 1, size: int = SIZE, coverage: float = 0.1
+) -> Callable[[], object]:
+    """A call of one of `KINDS`, or of the "bare" backbone."""
+    if kind == "bare":
+        return bare_backbone(size=size)
+    if kind == "step":
+        return training_step(shots, 1, size=size, coverage=coverage)
+    episode = make_episode(shots, size=size, coverage=coverage)
+    return {"query": query, "cold": cold}[kind](fused_model(size), episode)

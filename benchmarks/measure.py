@@ -1,4 +1,4 @@
-"""CPU seconds and extra memory of a call, measured against other calls of the same process."""
+"""CPU seconds of calls that take turns in one process, and the extra memory of a call."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import ctypes
 import gc
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
+import torch
 from tqdm import tqdm
 
 Call = Callable[[], object]
@@ -38,8 +41,18 @@ def ratios(yardstick: Call, calls: Mapping[str, Call], *, rounds: int) -> dict[s
     return {"T": base} | {name: value / base for name, value in seconds.items()}
 
 
-def extra_bytes(call: Call) -> int:
-    """How far the process's resident memory rises above its start during a call (Linux only)."""
+def extra_bytes(make_call: Callable[..., Call], *args: object, threads: int) -> int:
+    """How far resident memory rises during the second call of `make_call(*args)` (Linux only).
+
+    In a process of its own, for an allocator keeps what others have freed.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(_rise, make_call, args, threads).result()
+
+
+def _rise(make_call: Callable[..., Call], args: tuple[object, ...], threads: int) -> int:
+    torch.set_num_threads(threads)
+    call = make_call(*args)
     call()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from cases import KINDS
+
 LIMITS = {
     "query, 1-shot set": 1.5,
     "query, 5-shot set": 1.6,
@@ -50,16 +52,19 @@ def _text(results: dict[str, Any]) -> str:
         for name, limit in MEMORY_LIMITS.items()
     ]
     grown = []
-    for title, name in (("shots", "K"), ("size", "size, px"), ("coverage", "mask coverage")):
-        table = results["growth"][title]
-        for value, query, cold in zip(
-            results["axes"][title], table["query"], table["cold"], strict=True
-        ):
-            shown = f"{100 * value:.0f} %" if title == "coverage" else value
-            grown.append((f"{name} = {shown}", f"{query:.2f} T", f"{cold:.2f} T"))
+    for axis, name in (("shots", "K"), ("size", "size, px"), ("coverage", "mask coverage")):
+        times, sizes = results["growth"][axis], results["memory growth"][axis]
+        for i, value in enumerate(results["axes"][axis]):
+            shown = f"{100 * value:.0f} %" if axis == "coverage" else value
+            in_time = [f"{times[kind][i]:.2f} T" for kind in KINDS]
+            in_memory = [f"{sizes[kind][i]:.2f} M" for kind in KINDS]
+            grown.append((f"{name} = {shown}", *in_time, *in_memory))
     counted = [
         (name, f"{value / 1e9:.0f}", f"{value / rate / time['T']:.2f} T")
         for name, value in flops.items()
+    ]
+    agreed = [
+        ("masks, bf16 autocast against float32", f"{100 * results['agreement']:.2f} %", "99 %")
     ]
     exported = [
         (f"query path in {name}, 5-shot set", f"{value:.2f} T", "") for name, value in onnx.items()
@@ -68,24 +73,25 @@ def _text(results: dict[str, Any]) -> str:
 
 Written by `python benchmarks/run.py`. T is the CPU time, and M the extra memory, of one forward of
 timm's ResNet-50 (features only, stride 8, float32) on one picture of 473 × 473; here T =
-{time["T"]:.2f} CPU seconds and M = {memory["M"]:.0f} MB. Everything is a ratio of medians of runs
-that take turns in one process: HDMNet on ResNet-50 at 473 × 473 with synthetic weights, masks that
-cover 10 % of the picture, `model.fused()`; training steps are of the model itself, with
-`freeze_backbone()`. Ratios move by a few per cent from run to run.
+{time["T"]:.2f} CPU seconds and M = {memory["M"]:.0f} MB. Everything is a ratio of HDMNet on
+ResNet-50 at 473 × 473 to these, with synthetic weights, masks that cover 10 % of the picture, and
+`model.fused()`; training steps are of the model itself, with `freeze_backbone()`. Times are medians
+of runs that take turns in one process, and move by a few per cent; memory is the rise of the peak
+in a second call, in a process of its own, and moves by a tenth.
 
 {machine}
 
-{_table(("case", "measured", "limit"), timed + remembered + exported)}
+{_table(("case", "measured", "limit"), timed + agreed + remembered + exported)}
 
-"Query path" leaves out `predict`'s resizing. Masks under bf16 autocast agree with those of float32
-on {100 * results["agreement"]:.1f} % of the pixels.
+All limits are upper ones, but that of the pixels on which masks agree. "Query path" leaves out
+`predict`'s resizing.
 
 ## How it grows
 
-Of one query against an encoded set, and of a cold `predict`; 1 shot, 473 px and 10 % where not
-said otherwise. By size, T is the backbone's at that size.
+One query against an encoded set, a cold `predict`, and a training step of batch 1; with 1 shot,
+473 px and 10 % where not said otherwise. By size, T is the backbone's at that size; M never is.
 
-{_table(("", "query", "cold"), grown)}
+{_table(("", *(f"{kind}, {what}" for what in ("time", "memory") for kind in KINDS)), grown)}
 
 ![The tables above as a picture](results.png)
 
@@ -111,25 +117,27 @@ def _plot(results: dict[str, Any], path: Path) -> None:
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 4, figsize=(15, 4), width_ratios=(2.2, 1, 1, 1))
+    figure = plt.figure(figsize=(15, 6.5), layout="constrained")
+    bars, *lines = figure.subplot_mosaic("0123;0456", width_ratios=(2, 1, 1, 1)).values()
     time = results["time"]
     names = list(LIMITS)[::-1]
-    axes[0].barh(names, [LIMITS[n] for n in names], color="#dddddd", label="limit")
-    axes[0].barh(names, [time[n] for n in names], height=0.5, color="#d1495b", label="measured")
-    axes[0].set_xlabel("T: one bare forward of the backbone")
-    axes[0].legend(loc="upper right", frameon=False)
+    bars.barh(names, [LIMITS[n] for n in names], color="#dddddd", label="limit")
+    bars.barh(names, [time[n] for n in names], height=0.5, color="#d1495b", label="measured")
+    bars.set_xlabel("T: one bare forward of the backbone")
+    bars.legend(loc="upper right", frameon=False)
+    colors = {"query": "#d1495b", "cold": "#30638e", "step": "#8d96a3"}
     titles = {"shots": "supports K", "size": "picture size, px", "coverage": "mask coverage"}
-    for axis, (key, label) in zip(axes[1:], titles.items(), strict=True):
-        values = results["axes"][key]
-        table = results["growth"][key]
-        axis.plot(values, table["cold"], "o-", color="#30638e", label="cold predict")
-        axis.plot(values, table["query"], "o-", color="#d1495b", label="query")
-        axis.set_xlabel(label)
-        axis.set_ylim(bottom=0)
-        axis.set_ylabel("T" if key != "size" else "T at that size")
-    axes[1].legend(frameon=False)
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    panels = [(table, axis) for table in ("growth", "memory growth") for axis in titles]
+    for panel, (table, axis) in zip(lines, panels, strict=True):
+        for kind in KINDS:
+            grown = results[table][axis][kind]
+            panel.plot(results["axes"][axis], grown, "o-", color=colors[kind], label=kind)
+        panel.set_xlabel(titles[axis])
+        panel.set_ylim(bottom=0)
+        of_size = "T at that size" if axis == "size" else "T"
+        panel.set_ylabel(of_size if table == "growth" else "M")
+    lines[0].legend(frameon=False)
+    for panel in (bars, *lines):
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=100)
     plt.close(figure)

@@ -3,8 +3,9 @@
     python benchmarks/run.py
 
 T is the CPU seconds, and M the extra memory, of one forward of timm's ResNet-50 (features only,
-stride 8, float32) on one picture of 473 × 473. Every figure is a multiple of these, from the same
-process, medians of runs that take turns. It takes about a quarter of an hour on two cores.
+stride 8, float32) on one picture of 473 × 473. Every figure is a multiple of these, medians of
+runs that take turns in one process; memory is measured in a process for each case. It takes about
+twenty minutes on two cores.
 """
 
 from __future__ import annotations
@@ -15,20 +16,26 @@ import logging
 import platform
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from statistics import median
 
 import torch
 from cases import (
+    KINDS,
     SIZE,
-    Episode,
     bare_backbone,
+    cold,
+    fused_model,
+    make_call,
     make_episode,
-    make_model,
+    query,
     training_step,
 )
 from floor import count_flops, matmul_rate
 from measure import extra_bytes, ratios
 from report import write_report
+from tqdm import tqdm
 
 from hdmnet import HDMNet
 from hdmnet.supports import SupportSet
@@ -36,19 +43,12 @@ from hdmnet.supports import SupportSet
 logger = logging.getLogger(__name__)
 HERE = Path(__file__).parent
 
-SHOTS, SIZES, COVERAGES = (1, 5, 10, 20), (237, 473, 633), (0.01, 0.1, 0.5, 1.0)
+AXES: dict[str, tuple[float, ...]] = {
+    "shots": (1, 5, 10, 20),
+    "size": (237, 473, 633),
+    "coverage": (0.01, 0.1, 0.5, 1.0),
+}
 MANY = 16
-
-
-def query(model: HDMNet, episode: Episode) -> Callable[[], object]:
-    """Segment one picture with a set that is encoded already."""
-    supports = model.encode_supports(episode.supports, episode.masks)
-    return lambda: model.predict(episode.query, supports)
-
-
-def cold(model: HDMNet, episode: Episode) -> Callable[[], object]:
-    """Segment one picture with supports that are not."""
-    return lambda: model.predict(episode.query, episode.supports, episode.masks)
 
 
 def in_bfloat16(call: Callable[[], object]) -> Callable[[], object]:
@@ -84,47 +84,61 @@ def main_table(model: HDMNet, rounds: int) -> dict[str, float]:
     return measured
 
 
-def memory_table(model: HDMNet) -> dict[str, float]:
-    """Extra peak memory, as multiples of M; with M itself in megabytes."""
-    five = make_episode(5)
-    bare = extra_bytes(bare_backbone())
-    steps = {shots: extra_bytes(training_step(shots, 1)) for shots in (1, 5)}
+def memory_table(growth: dict[str, dict[str, list[float]]], base: float) -> dict[str, float]:
+    """The memory cases of the first table, from those of `growth`; with M itself in megabytes."""
+    one, five = AXES["shots"].index(1), AXES["shots"].index(5)
+    by_shots = growth["shots"]
     return {
-        "M": bare / 1e6,
-        "query, 5-shot set": extra_bytes(query(model, five)) / bare,
-        "cold predict, 5 shots": extra_bytes(cold(model, five)) / bare,
-        "training step, 5 shots against 1, batch 1": steps[5] / steps[1],
+        "M": base / 1e6,
+        "query, 5-shot set": by_shots["query"][five],
+        "cold predict, 5 shots": by_shots["cold"][five],
+        "training step, 5 shots against 1, batch 1": by_shots["step"][five] / by_shots["step"][one],
     }
 
 
-def growth(model: HDMNet, rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Query and cold predict over K, size and coverage; by size, T is of the same size."""
-    episodes = {
-        "shots": [make_episode(shots) for shots in SHOTS],
-        "coverage": [make_episode(1, coverage=coverage) for coverage in COVERAGES],
-    }
-    tables: dict[str, dict[str, list[float]]] = {}
-    for title, group in episodes.items():
-        calls = {f"query {i}": query(model, episode) for i, episode in enumerate(group)}
-        calls |= {f"cold {i}": cold(model, episode) for i, episode in enumerate(group)}
-        measured = ratios(bare_backbone(), calls, rounds=rounds)
-        tables[title] = {
-            name: [measured[f"{name} {i}"] for i in range(len(group))] for name in ("query", "cold")
-        }
-    sizes = []
-    for size in SIZES:
-        of_size, episode = make_model(size).fused(), make_episode(1, size=size)
-        pair = {"query": query(of_size, episode), "cold": cold(of_size, episode)}
-        sizes.append(ratios(bare_backbone(size=size), pair, rounds=rounds))
-    tables["size"] = {name: [measured[name] for measured in sizes] for name in ("query", "cold")}
-    return tables
+def case(kind: str, axis: str, value: float) -> Callable[[], Callable[[], object]]:
+    """What makes a call of a kind, at a point of an axis."""
+    return partial(make_call, kind, **{axis: value})  # type: ignore[arg-type]  # K and size are int
+
+
+def time_growth(rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Axis → kind of call → multiples of T along the axis; by size, T is of the same size."""
+    grown: dict[str, dict[str, list[float]]] = {}
+    for axis, values in AXES.items():
+        of_size = {value: int(value) if axis == "size" else SIZE for value in values}
+        measured: dict[str, float] = {}
+        for size in dict.fromkeys(of_size.values()):
+            calls = {
+                f"{kind} {value}": case(kind, axis, value)()
+                for kind in KINDS
+                for value in values
+                if of_size[value] == size
+            }
+            measured |= ratios(make_call("bare", size=size), calls, rounds=rounds)
+        grown[axis] = {kind: [measured[f"{kind} {value}"] for value in values] for kind in KINDS}
+    return grown
+
+
+def memory_growth(threads: int) -> tuple[dict[str, dict[str, list[float]]], float]:
+    """`time_growth` of extra memory, as multiples of M (of 473 px, always); and M in bytes."""
+    base = median(extra_bytes(make_call, "bare", threads=threads) for _ in range(3))
+    cases = [(axis, kind, value) for axis in AXES for kind in KINDS for value in AXES[axis]]
+    grown: dict[str, dict[str, list[float]]] = {axis: {kind: [] for kind in KINDS} for axis in AXES}
+    for axis, kind, value in tqdm(cases, desc="memory", leave=False):
+        grown[axis][kind].append(extra_bytes(case(kind, axis, value), threads=threads) / base)
+    return grown, base
 
 
 def agreement(model: HDMNet) -> float:
-    """Share of the pixels on which the masks of float32 and of bfloat16 autocast agree."""
-    call = query(model, make_episode(5))
-    full, half = call(), in_bfloat16(call)()
-    return float((full.mask == half.mask).float().mean())  # type: ignore[attr-defined]
+    """Share of the pixels of several pictures on which float32 and bfloat16 autocast agree."""
+    episode = make_episode(5)
+    supports = model.encode_supports(episode.supports, episode.masks)
+    pictures = [episode.query, *episode.supports]
+
+    def masks() -> torch.Tensor:
+        return torch.stack([result.mask for result in model.predict(pictures, supports)])
+
+    return float((masks() == in_bfloat16(masks)()).float().mean())  # type: ignore[attr-defined]
 
 
 def onnx(model: HDMNet, rounds: int) -> dict[str, float]:
@@ -187,14 +201,16 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(args.threads)
-    model = make_model().fused()
+    model = fused_model()
+    by_memory, base = memory_growth(args.threads)
     results = {
         "machine": machine(),
         "time": main_table(model, args.rounds),
-        "memory": memory_table(model),
+        "memory": memory_table(by_memory, base),
         "agreement": agreement(model),
-        "growth": growth(model, max(args.rounds // 2, 1)),
-        "axes": {"shots": SHOTS, "size": SIZES, "coverage": COVERAGES},
+        "axes": AXES,
+        "growth": time_growth(max(args.rounds // 2, 1)),
+        "memory growth": by_memory,
         "onnx": onnx(model, args.rounds),
         "lite0": lite0(args.rounds),
         "flops": count_flops(model),

@@ -43,6 +43,7 @@ class PyramidPooling(nn.Module):
             nn.Conv2d(in_channels + branch * len(bins), out_channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(out_channels),
         )
+        # See `prepare`.
         self.register_buffer("own_kernel", None)
         self.winograd: Winograd3x3 | None = None
 
@@ -66,7 +67,7 @@ class PyramidPooling(nn.Module):
         if self.winograd is not None and _suits_winograd(x):
             y = self.winograd(around)
         else:
-            y = F.conv2d(around, own if self.own_kernel is None else self.own_kernel, padding=1)
+            y = F.conv2d(around, own, padding=1)
         y = y[..., box.top - top : box.bottom - top, box.left - left : box.right - left]
         # Convolution and upsampling are both linear: the nine taps are applied to the few pooled
         # cells, not to the thousands of positions that are interpolated from them.
@@ -78,20 +79,24 @@ class PyramidPooling(nn.Module):
         return norm(y + rest.to(y.dtype))
 
     def prepare(self) -> None:
-        """Keep what inference would else make of the kernel in every call: it cannot change then.
+        """Keep the kernel as inference wants it, which is done once and not to be trained after.
 
-        That is the part that meets the input, in one piece; and its transform, which in bfloat16
-        takes CPUs two thirds of the time of the direct convolution, but in float32 is no faster.
+        The part that meets the input lies in one piece, apart from the rest, and is not copied by
+        every call; its transform takes CPUs two thirds of the time of the direct convolution in
+        bfloat16, while in float32 it is no faster.
         """
-        own, *_ = self._kernels()
+        own, *pooled = self._kernels()
+        conv = cast(nn.Conv2d, self.fuse[0])
+        conv.weight = nn.Parameter(torch.cat(pooled, dim=1), requires_grad=False)
         self.own_kernel = own.contiguous(memory_format=torch.channels_last)
-        self.winograd = Winograd3x3(own, torch.bfloat16)
+        self.winograd = Winograd3x3(own)
 
     def _kernels(self) -> tuple[Tensor, ...]:
         """The part of the 3 × 3 kernel that meets the input, and those that meet its poolings."""
-        weight = cast(nn.Conv2d, self.fuse[0]).weight
-        own, pooled = weight.tensor_split([self.in_channels], dim=1)
-        return own, *pooled.chunk(len(self.branches), dim=1)
+        weight, own = cast(nn.Conv2d, self.fuse[0]).weight, self.own_kernel
+        if own is None:
+            own, weight = weight.tensor_split([self.in_channels], dim=1)
+        return own, *weight.chunk(len(self.branches), dim=1)
 
 
 def _suits_winograd(x: Tensor) -> bool:
@@ -174,10 +179,11 @@ class ShotWeighting(nn.Module):
         """(B, K) distances, K ≥ 1 → (B,) their weighted means."""
         if self.shots == 1 or distances.shape[1] != self.shots:
             return distances.mean(dim=1)
-        # Kept for parity: weights stay in the sorted order, distances in their own.
-        ordered = distances.sort(dim=1).values[:, :, None, None]
-        ordered = ordered.to(next(self.weight.parameters()).dtype)
-        weight = upcast(self.weight(ordered)).softmax(dim=1)[:, :, 0, 0]
+        with no_autocast(distances):
+            # Kept for parity: weights stay in the sorted order, distances in their own.
+            ordered = distances.sort(dim=1).values[:, :, None, None]
+            ordered = ordered.to(next(self.weight.parameters()).dtype)
+            weight = upcast(self.weight(ordered)).softmax(dim=1)[:, :, 0, 0]
         return (weight * distances).sum(dim=1)
 
 

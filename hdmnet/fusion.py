@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeGuard, cast
 import torch
 import torch.nn.functional as F
 from einops import einsum
-from timm.layers import BatchNormAct2d, Conv2dSame
+from timm.layers import Conv2dSame
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -58,7 +58,7 @@ def fold_norms(root: nn.Module) -> None:
             continue
         if calls[source.target] > 1 or len(source.users) > 1:
             continue
-        rest = norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity()
+        rest = getattr(norm, "act", nn.Identity())  # timm has norms with an activation
         root.set_submodule(str(source.target), fuse_conv_bn_eval(conv, norm))
         root.set_submodule(str(node.target), rest)
 

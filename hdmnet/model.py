@@ -226,7 +226,7 @@ class HDMNet(
             images = rearrange(supports, "b k c h w -> (b k) c h w")
             features = self.backbone(_masked(images, masks.flatten(0, 1)))
             return self.encode_features(features, masks)
-        # One shot at a time, so that memory hardly grows with K: nor in training, where the
+        # One shot at a time, so that memory grows little with K; also in training, where the
         # backward pass computes again what lies between the features and the tokens.
         first, *others = (
             self._encode_features(
@@ -287,8 +287,14 @@ class HDMNet(
             What `encode` returns.
 
         Raises:
-            ValueError: If the grid is too small for the coarsest stage.
+            ValueError: If the features are not of as many images as the masks, or the grid is too
+                small for the coarsest stage.
         """
+        if features[0].shape[0] != masks.shape[0] * masks.shape[1]:
+            raise ValueError(
+                f"features must be of the B · K supports of the masks {_shape(masks)}, got "
+                f"{features[0].shape[0]} images"
+            )
         return self._encode_features(features, masks)
 
     def match_features(
@@ -405,7 +411,7 @@ class HDMNet(
         """Short hash of architecture and weights, by which a model knows its encoded supports.
 
         A `fused` copy has that of its original. The same weights in another floating point type are
-        others.
+        others. What is written through `Tensor.data` goes unnoticed.
         """
         if self._fused_fingerprint is not None:
             return self._fused_fingerprint
@@ -619,9 +625,19 @@ class HDMNet(
                 "encode them again"
             )
         f2, f3, f4 = features
-        supports = supports.expand(f2.shape[0])
+        if (supports.gram is None) != (self.ensemble is None):
+            kind = "without" if supports.gram is None else "with"
+            raise ValueError(
+                f"the supports were encoded by a model {kind} base learner: encode them with this"
+            )
+        if supports.prototypes.device != f2.device:
+            raise ValueError(
+                f"the supports are on {supports.prototypes.device}, but the query is on "
+                f"{f2.device}: move them with supports.to({str(f2.device)!r})"
+            )
         if base_class is not None and self.ensemble is None:
             raise ValueError("base_class was given, but the model has base_classes=0")
+        supports = supports.expand(f2.shape[0])
         f5 = f3 if self.psp is None else self.psp(f4)
         prior = torch.stack(
             [max_cosine(q, s) for q, s in zip((f5, f4), supports.prior_features, strict=True)],
@@ -637,10 +653,8 @@ class HDMNet(
             meta, correlations = self.cascade.match(
                 self.encoder(tokens), supports.tokens, prior, shots=supports.shots
             )
-        if self.ensemble is None or self.base_learner is None:
+        if self.ensemble is None or self.base_learner is None or supports.gram is None:
             return _GridOutput(None, meta, None, correlations, prior)
-        if supports.gram is None:
-            raise ValueError("the supports were encoded by a model without base learner")
         base = self.base_learner(f5)
         distances = gram_distance(gram_matrix(f2), supports.gram)
         final = self.ensemble(meta, base, distances, base_class)
@@ -679,14 +693,14 @@ class HDMNet(
 
 def _reduce(in_channels: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(
-        ConcatConv2d(in_channels, REDUCED_DIM, 1, bias=False),
+        ConcatConv2d(in_channels, REDUCED_DIM),
         nn.ReLU(inplace=True),
         nn.Dropout2d(dropout),
     )
 
 
 def _merge(in_channels: int, dim: int) -> nn.Sequential:
-    return nn.Sequential(ConcatConv2d(in_channels, dim, 1, bias=False), nn.ReLU(inplace=True))
+    return nn.Sequential(ConcatConv2d(in_channels, dim), nn.ReLU(inplace=True))
 
 
 def _masked(images: Tensor, masks: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ def export_onnx(model: "HDMNet", folder: str | Path) -> tuple[Path, Path]:
     fixed = model.ensemble is not None and trained > 1
     model = model.fused().cpu().float()
     if model.psp is not None:
+        model.psp.winograd = None
         for branch in model.psp.branches:
             pool = branch.get_submodule("0")
             if isinstance(pool, nn.AdaptiveAvgPool2d):

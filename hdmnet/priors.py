@@ -1,5 +1,7 @@
 """Training-free comparisons of support and query features (arXiv 2303.14652)."""
 
+from typing import NamedTuple
+
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -7,6 +9,7 @@ from torch import Tensor
 from hdmnet._ops import inner_products, keep_foreground, nearest, no_autocast, upcast, upsample
 
 EPS = 1e-7  # added to the product of two norms
+TINY = torch.finfo(torch.float32).tiny
 
 
 def masked_average_pool(features: Tensor, mask: Tensor) -> Tensor:
@@ -45,48 +48,58 @@ def cosine_prior(query: Tensor, support: Tensor, mask: Tensor) -> Tensor:
     return max_cosine(query, foreground_features(support, mask))
 
 
-def foreground_features(support: Tensor, mask: Tensor) -> Tensor:
-    """The part of `cosine_prior` that does not depend on the query.
+class PriorFeatures(NamedTuple):
+    """What `cosine_prior` needs of K supports, at n positions: those that a mask covers, and one.
 
-    Args:
-        support: (B, K, C, h, w), as for `cosine_prior`.
-        mask: (B, K, H, W), as for `cosine_prior`.
-
-    Returns:
-        (B, K, n, C) features inside of the masks, and 0 in the place of all outside.
+    That one stands for all others.
     """
+
+    unit: Tensor
+    """(B, K, n, C) of unit length, and 0 outside of the masks."""
+    norm: Tensor
+    """(B, K, n), the length they had."""
+
+
+def foreground_features(support: Tensor, mask: Tensor) -> PriorFeatures:
+    """The part of `cosine_prior` that does not depend on the query, with arguments like there."""
     support = upcast(support)
     m = nearest(mask.to(support.dtype), support.shape[-2:])
-    # One background position of each shot stands for all of them.
     s, m = keep_foreground(
         rearrange(support, "b k c h w -> b k (h w) c"),
         rearrange(m, "b k h w -> b k (h w)"),
         spare=1,
     )
-    return s * m[..., None]
+    s = s * m[..., None]
+    norm = s.norm(dim=-1)
+    return PriorFeatures(s / _nonzero(norm)[..., None], norm)
 
 
-def max_cosine(query: Tensor, support: Tensor) -> Tensor:
+def max_cosine(query: Tensor, support: PriorFeatures) -> Tensor:
     """`cosine_prior` of a query (B, C, h, w) and what `foreground_features` returned."""
     with no_autocast(query):
         full = upcast(query)
-        support = support.to(full.dtype)
-        query_norm, norm = full.norm(dim=1).flatten(1)[..., None], support.norm(dim=-1)
+        unit, norm = (x.to(full.dtype) for x in support)
+        query_norm = full.norm(dim=1).flatten(1)[..., None]
         # One shot at a time, so that memory does not grow with K; a compiled graph must not depend
         # on K, and takes all at once.
-        shots = [support] if torch.compiler.is_compiling() else support.split(1, dim=1)
+        chunk = unit.shape[1] if torch.compiler.is_compiling() else 1
+        units = unit.split(chunk, dim=1)
         if not _is_eps_negligible(query_norm, norm):
-            best = [_best_cosine(full, query_norm, shot) for shot in shots]
+            guards = (EPS / _nonzero(n)[:, None] for n in norm.split(chunk, dim=1))
+            pairs = zip(units, guards, strict=True)
+            best = [(_products(full, u) / (query_norm[..., None] + g)).amax(-1) for u, g in pairs]
         elif query.dtype == full.dtype:
             # Then one division for each query position will do, after the maximum.
-            best = [_best_product(full, _unit(shot)) / query_norm for shot in shots]
+            best = [_products(full, u).amax(-1) / query_norm for u in units]
         else:
             # Products in half precision come rounded to its few digits. So they are taken of what
             # differs from the mean support, and the mean's are added in full.
-            mean = support.sum(dim=(1, 2)) / norm.sum(dim=(1, 2))[:, None].clamp(min=EPS)
+            inside = (norm > 0).sum(dim=(1, 2)).clamp(min=1)
+            mean = unit.sum(dim=(1, 2)) / inside[:, None]
             common = inner_products(full, mean[:, None])
-            rest = (_unit(shot) - mean[:, None, None] for shot in shots)
-            best = [(_best_product(query, r.to(query.dtype)) + common) / query_norm for r in rest]
+            rest = (_products(query, (u - mean[:, None, None]).to(query.dtype)) for u in units)
+            # The maximum of bfloat16 takes CPUs several times as long.
+            best = [(upcast(r).amax(-1) + common) / query_norm for r in rest]
         similarity = torch.cat(best, dim=2).mean(dim=2)
     return rearrange(similarity, "b (h w) -> b h w", h=query.shape[-2])
 
@@ -99,27 +112,14 @@ def _is_eps_negligible(query_norm: Tensor, norm: Tensor) -> bool:
     return bool(query_norm.amin() * smallest > EPS * 2**24)
 
 
-def _best_cosine(query: Tensor, query_norm: Tensor, support: Tensor) -> Tensor:
-    """(B, C, h, w), its norms (B, h · w, 1), and (B, K, n, C) → (B, h · w, K)."""
-    norm = support.norm(dim=-1)
-    products = _products(query, support)
-    return products.div_(query_norm[..., None] * norm[:, None] + EPS).amax(dim=-1)
-
-
-def _best_product(query: Tensor, support: Tensor) -> Tensor:
-    """(B, C, h, w) and (B, K, n, C) → (B, h · w, K)."""
-    return upcast(_products(query, support)).amax(dim=-1)
+def _nonzero(norm: Tensor) -> Tensor:
+    """Norms to divide by: of what is 0, any number will do."""
+    return norm.where(norm > 0, 1)
 
 
 def _products(query: Tensor, support: Tensor) -> Tensor:
     """(B, C, h, w) and (B, K, n, C) → (B, h · w, K, n)."""
     return inner_products(query, support.flatten(1, 2)).unflatten(2, support.shape[1:3])
-
-
-def _unit(x: Tensor) -> Tensor:
-    """Vectors of length 1; those of length 0 stay."""
-    norm = x.norm(dim=-1, keepdim=True)
-    return x / norm.where(norm > 0, 1)
 
 
 def gram_matrix(features: Tensor) -> Tensor:
@@ -134,11 +134,12 @@ def gram_matrix(features: Tensor) -> Tensor:
     Source: BAM (arXiv 2203.07615), ensemble module.
     """
     with no_autocast(features):
-        f = rearrange(features, "... h w -> ... (h w)")
-        # In the features' own precision: half of it rounds each cosine, but their distances are
-        # means over many.
+        # bfloat16 rounds each cosine, but distances are means over many. float16 would overflow.
+        half = features.dtype == torch.bfloat16
+        f = rearrange(features if half else upcast(features), "... h w -> ... (h w)")
         products = upcast(f @ f.mT)
-        norm = products.diagonal(dim1=-2, dim2=-1).sqrt()
+        # At least something, for the root's gradient at 0 is infinite.
+        norm = products.diagonal(dim1=-2, dim2=-1).clamp(min=TINY).sqrt()
         return products / (norm[..., None] * norm[..., None, :] + EPS)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hdmnet._files import replacing
 from hdmnet.attention import SupportTokens
+from hdmnet.priors import PriorFeatures
 
 FORMAT = "hdmnet support set 1"
 
@@ -30,8 +31,8 @@ class SupportSet:
     """(B, K, 256)."""
     tokens: tuple[SupportTokens, ...]
     """Keys and values of each matching stage, finest first."""
-    prior_features: tuple[Tensor, Tensor]
-    """(B, K, n, C_l) inside of the masks, of f5 (f3 without base learner) and f4."""
+    prior_features: tuple[PriorFeatures, PriorFeatures]
+    """Of f5 (f3 without base learner) and of f4."""
     gram: Tensor | None
     """(B, K, C_2, C_2), or None without base learner."""
     fingerprint: str | None = None
@@ -99,7 +100,7 @@ class SupportSet:
             self,
             prototypes=torch.cat([s.prototypes for s in sets], dim=1),
             tokens=tuple(_merge_tokens(level) for level in levels),
-            prior_features=(_pad_and_cat(f5), _pad_and_cat(f4)),
+            prior_features=(_merge_priors(f5), _merge_priors(f4)),
             gram=torch.cat(grams, dim=1) if grams else None,
         )
 
@@ -139,7 +140,8 @@ class SupportSet:
         tensors = {"prototypes": self.prototypes}
         for i, level in enumerate(self.tokens):
             tensors |= {f"tokens.{i}.{name}": x for name, x in level._asdict().items()}
-        tensors |= {f"prior_features.{i}": x for i, x in enumerate(self.prior_features)}
+        for i, prior in enumerate(self.prior_features):
+            tensors |= {f"prior_features.{i}.{name}": x for name, x in prior._asdict().items()}
         return tensors if self.gram is None else tensors | {"gram": self.gram}
 
     @classmethod
@@ -147,6 +149,11 @@ class SupportSet:
         cls, tensors: Mapping[str, Tensor], fingerprint: str | None = None
     ) -> Self:
         """The set of what `named_tensors` returned."""
+
+        def prior(i: int) -> PriorFeatures:
+            fields = PriorFeatures._fields
+            return PriorFeatures(*(tensors[f"prior_features.{i}.{name}"] for name in fields))
+
         stages = range(sum(name.endswith(".key") for name in tensors))
         return cls(
             prototypes=tensors["prototypes"],
@@ -154,7 +161,7 @@ class SupportSet:
                 SupportTokens(*(tensors[f"tokens.{i}.{name}"] for name in SupportTokens._fields))
                 for i in stages
             ),
-            prior_features=(tensors["prior_features.0"], tensors["prior_features.1"]),
+            prior_features=(prior(0), prior(1)),
             gram=tensors.get("gram"),
             fingerprint=fingerprint,
         )
@@ -165,7 +172,7 @@ class SupportSet:
             self,
             prototypes=function(self.prototypes),
             tokens=tuple(SupportTokens(*map(function, level)) for level in self.tokens),
-            prior_features=(function(f5), function(f4)),
+            prior_features=(PriorFeatures(*map(function, f5)), PriorFeatures(*map(function, f4))),
             gram=None if self.gram is None else function(self.gram),
         )
 
@@ -180,11 +187,13 @@ def _merge_tokens(parts: Sequence[SupportTokens]) -> SupportTokens:
     )
 
 
-def _pad_and_cat(parts: Sequence[Tensor]) -> Tensor:
-    """Concatenate (B, K_i, n_i, C): repeating a shot's first position changes no maximum."""
-    longest = max(part.shape[2] for part in parts)
-    padded = [
-        torch.cat([part, part[:, :, :1].expand(-1, -1, longest - part.shape[2], -1)], dim=2)
-        for part in parts
-    ]
-    return torch.cat(padded, dim=1)
+def _merge_priors(parts: Sequence[PriorFeatures]) -> PriorFeatures:
+    longest = max(part.norm.shape[2] for part in parts)
+    units, norms = ([_pad(x, longest) for x in same] for same in zip(*parts, strict=True))
+    return PriorFeatures(torch.cat(units, dim=1), torch.cat(norms, dim=1))
+
+
+def _pad(x: Tensor, length: int) -> Tensor:
+    """Repeat the first of the n positions of (B, K, n, …): that changes no maximum."""
+    first = x[:, :, :1]
+    return torch.cat([x, *[first] * (length - x.shape[2])], dim=2)

@@ -51,6 +51,11 @@ def make(**options: object) -> HDMNet:
     return model.eval()
 
 
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def model() -> HDMNet:
     """A small one-shot model; tests leave it as it is."""

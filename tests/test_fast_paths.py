@@ -108,6 +108,17 @@ def test_prior_of_features_of_any_length(scale: float, zero: str) -> None:
         assert_same(cosine_prior(query, support, mask), expected)
 
 
+def test_gradients_where_features_are_zero() -> None:
+    query, support = torch.randn(1, 4, 5, 6), torch.randn(1, 2, 4, 5, 6)
+    query[:, 0] = query[..., 1, 1] = support[:, 1] = 0
+    mask = (torch.rand(1, 2, 5, 6) > 0.5).float()
+    query.requires_grad_()
+    support.requires_grad_()
+    (cosine_prior(query, support, mask).sum() + gram_matrix(query).sum()).backward()
+    assert query.grad.isfinite().all()
+    assert support.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
 def test_attention_in_chunks(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     monkeypatch.setattr(attention, "CHUNK", chunk)
@@ -187,46 +198,55 @@ def test_nearest_is_that_of_torch(target: tuple[int, int]) -> None:
         assert torch.equal(nearest(x, target), nn.functional.interpolate(x, target))
 
 
-@pytest.mark.parametrize("bias", [True, False])
-def test_convolution_of_a_concatenation(bias: bool) -> None:
-    conv = ConcatConv2d(9, 4, 1, bias=bias)
+def test_convolution_of_a_concatenation() -> None:
+    conv = ConcatConv2d(9, 4)
     a, b, c = torch.randn(2, 3, 5, 6), torch.randn(2, 4, 1, 1), torch.randn(2, 2, 5, 6)
-    plain = torch.nn.functional.conv2d(
-        torch.cat([a, b.expand(-1, -1, 5, 6), c], dim=1), conv.weight, conv.bias
-    )
-    assert_same(conv([a, b, c]), plain)
+    whole = torch.cat([a, b.expand(-1, -1, 5, 6), c], dim=1)
+    assert_same(conv([a, b, c]), nn.functional.conv2d(whole, conv.weight))
 
 
 class TestHalfPrecision:
     """Features come rounded from autocast; what is made of them is not to add to that."""
 
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     @pytest.mark.parametrize("shots", [1, 3])
-    def test_priors_of_features_much_alike(self, shots: int) -> None:
-        """Cosines in 0.9 … 1 as ReLU networks have them: bfloat16 knows only 17 of these."""
+    def test_priors_of_features_much_alike(self, shots: int, dtype: torch.dtype) -> None:
+        """Cosines in 0.9 … 1 as ReLU networks have them: bfloat16 knows only 27 of these."""
         common = torch.randn(64, 1, 1)
-        query = (common + 0.2 * torch.randn(1, 64, 9, 8)).bfloat16()
-        support = common + 0.2 * torch.randn(1, shots, 64, 9, 8)
-        mask = (torch.rand(1, shots, 9, 8) > 0.5).float()
+        query = (common + 0.2 * torch.randn(2, 64, 9, 8)).to(dtype)
+        support = common + 0.2 * torch.randn(2, shots, 64, 9, 8)
+        mask = (torch.rand(2, shots, 9, 8) > 0.5).float()
         got = cosine_prior(query, support, mask)
         assert got.dtype == torch.float32
         exact = oracle.cosine_prior(query.float(), support, mask)
         assert exact.min() > 0.9
         assert (got - exact).abs().max() < 3e-4
 
+    def test_priors_of_any_sign(self) -> None:
+        """The background's 0 is one of those that are rounded; no worse than bfloat16's digits."""
+        query = torch.randn(2, 64, 9, 8).bfloat16()
+        support = torch.randn(2, 3, 64, 9, 8) - query.float().mean((0, 2, 3))[:, None, None]
+        support[1, 2] = 0
+        mask = (torch.rand(2, 3, 9, 8) > 0.9).float()
+        mask[0, 0] = 0
+        exact = oracle.cosine_prior(query.float(), support, mask)
+        assert (cosine_prior(query, support, mask) - exact).abs().max() < 2**-9
+
     def test_prior_of_zeros(self) -> None:
         query, support = torch.zeros(1, 8, 3, 3).bfloat16(), torch.randn(1, 1, 8, 3, 3)
         assert (cosine_prior(query, support, torch.ones(1, 1, 3, 3)) == 0).all()
 
-    def test_style(self) -> None:
-        query, support = torch.randn(1, 32, 9, 8), torch.randn(1, 2, 32, 9, 8)
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_style(self, dtype: torch.dtype) -> None:
+        query, support = 30 * torch.randn(1, 32, 19, 18), 30 * torch.randn(1, 2, 32, 19, 18)
         exact = gram_distance(gram_matrix(query), gram_matrix(support))
-        half = gram_matrix(query.bfloat16()), gram_matrix(support.bfloat16())
+        half = gram_matrix(query.to(dtype)), gram_matrix(support.to(dtype))
         assert half[0].dtype == torch.float32
         assert_same(gram_distance(*half), exact, 1e-3)
 
     @pytest.mark.parametrize("base_classes", [0, 3])
     def test_the_head_is_not_rounded(self, base_classes: int) -> None:
-        model = make(base_classes=base_classes)
+        model = make(base_classes=base_classes, shots=2)
         query, supports, masks = episode(1, 2)
         with torch.no_grad():
             encoded = model.encode(supports, masks)
@@ -234,4 +254,6 @@ class TestHalfPrecision:
             with torch.autocast("cpu", torch.bfloat16):
                 rounded = model.match_features(features, encoded, (64, 64))
             exact = model.match_features(tuple(f.float() for f in features), encoded, (64, 64))
-        assert_same(rounded.meta, exact.meta, 0.002)  # of the reduced features; else 0.01
+        # The reduced features and, with base learner, its logits are rounded; else 0.01.
+        assert_same(rounded.meta, exact.meta, 0.002)
+        assert_same(rounded.final, exact.final, 0.004)

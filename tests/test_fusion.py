@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import assert_same, assert_same_output, episode, make
 from test_predict import picture
-from timm.layers import StdConv2d
+from timm.layers import StdConv2d, convert_sync_batchnorm
 from torch import nn
 
 from hdmnet import HDMNet, PyramidPooling, box_mask, convert
@@ -78,6 +78,10 @@ def test_what_cannot_be_folded_stays(fresh: HDMNet) -> None:
         expected = fresh(*inputs).final
         converted = nn.SyncBatchNorm.convert_sync_batchnorm(fresh)
         assert_same(converted.fused()(*inputs).final, expected)
+        activated = make(backbone="tf_efficientnet_lite0", base_classes=0)
+        expected = activated(*inputs).final
+        converted = convert_sync_batchnorm(activated)
+        assert_same(converted.fused()(*inputs).final, expected)
     fresh.cascade.parse[0][1] = nn.GroupNorm(4, 256)
     fresh.cascade.classifier[1] = nn.GroupNorm(4, 256)
     with torch.inference_mode():
@@ -113,11 +117,26 @@ def test_prepared_pooling() -> None:
     x = torch.randn(2, 32, 9, 12).bfloat16()
     prepared = copy.deepcopy(module)
     prepared.prepare()
+    transformed = []
+    prepared.winograd.register_forward_hook(lambda _, args, out: transformed.append(out.dtype))
     for box in (None, Box(2, 0, 5, 7)):
         exact = module(x.float(), box)
         assert_same(prepared(x.float(), box), exact)
         with torch.autocast("cpu", torch.bfloat16):
             assert_same(prepared(x, box).float(), exact, 0.02)
+    assert transformed == [torch.bfloat16] * 2
+
+
+def test_masks_under_autocast(model: HDMNet) -> None:
+    fused, images = model.fused(), [picture(seed=seed) for seed in range(4)]
+    mask = box_mask((20, 10, 60, 50), (70, 90))
+    supports = fused.encode_supports(images[0], mask)
+    exact = [result.mask for result in fused.predict(images, supports)]
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = [result.mask for result in fused.predict(images, supports)]
+    agree = torch.cat([(a == b).flatten() for a, b in zip(exact, rounded, strict=True)])
+    assert agree.float().mean() >= 0.99
+    assert 0.05 < torch.cat([mask.flatten() for mask in exact]).float().mean() < 0.95
 
 
 class TestFold:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hdmnet import HDMNet, SupportSet, box_mask
 from hdmnet.priors import foreground_features, max_cosine
-from hdmnet.supports import _pad_and_cat
+from hdmnet.supports import _merge_priors
 
 
 @pytest.fixture(scope="module", params=[0, 3])
@@ -140,7 +140,7 @@ class TestMerge:
         query, full = torch.ones(1, 4, 3, 3), -torch.ones(1, 1, 4, 2, 2)
         large = -torch.ones(1, 1, 4, 3, 3)
         parts = [foreground_features(x, torch.ones(1, 1, 3, 3)) for x in (full, large)]
-        assert (max_cosine(query, _pad_and_cat(parts)) < -0.99).all()
+        assert (max_cosine(query, _merge_priors(parts)) < -0.99).all()
 
     def test_with_and_without_base_learner(self) -> None:
         _, supports, masks = episode()
@@ -171,3 +171,27 @@ def test_to(model: HDMNet) -> None:
     assert large.tokens[0].area.dtype == torch.float32
     assert_same(probability(model, supports.to(dtype=torch.float64)), probability(model, supports))
     assert supports.to("meta").prototypes.device.type == "meta"
+
+
+@pytest.mark.parametrize(("of", "to", "kind"), [(0, 3, "without"), (3, 0, "with")])
+def test_of_a_model_of_another_kind(of: int, to: int, kind: str) -> None:
+    query, supports, masks = episode()
+    encoded = make(base_classes=of).encode(supports, masks)
+    with pytest.raises(ValueError, match=f"by a model {kind} base learner"):
+        make(base_classes=to).match(query, encoded)
+
+
+def test_on_another_device(model: HDMNet) -> None:
+    query, supports, masks = episode()
+    encoded = model.encode(supports, masks).to("meta")
+    with pytest.raises(
+        ValueError, match=r"supports are on meta.*move them with supports\.to\('cpu'"
+    ):
+        model.match(query, encoded)
+
+
+def test_features_of_other_images(model: HDMNet) -> None:
+    _, supports, masks = episode(shots=3)
+    features = model.backbone(supports[:, 0])
+    with pytest.raises(ValueError, match="got 1 images"):
+        model.encode_features(features, masks)
