@@ -1,5 +1,6 @@
 """Training-free comparisons of support and query features (arXiv 2303.14652)."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -80,12 +81,9 @@ def max_cosine(query: Tensor, support: PriorFeatures) -> Tensor:
         full = upcast(query)
         unit, norm = (x.to(full.dtype) for x in support)
         query_norm = full.norm(dim=1).flatten(1)[..., None]
-        # One shot at a time, so that memory does not grow with K; a compiled graph must not depend
-        # on K, and takes all at once.
-        chunk = unit.shape[1] if torch.compiler.is_compiling() else 1
-        units = unit.split(chunk, dim=1)
+        units = _shots(unit)
         if not _is_eps_negligible(query_norm, norm):
-            guards = (EPS / _nonzero(n)[:, None] for n in norm.split(chunk, dim=1))
+            guards = (EPS / _nonzero(n)[:, None] for n in _shots(norm))
             pairs = zip(units, guards, strict=True)
             best = [(_products(full, u) / (query_norm[..., None] + g)).amax(-1) for u, g in pairs]
         elif query.dtype == full.dtype:
@@ -110,6 +108,14 @@ def _is_eps_negligible(query_norm: Tensor, norm: Tensor) -> bool:
         return False
     smallest = norm.where(norm > 0, torch.inf).amin()  # a support of norm 0 stays 0 either way
     return bool(query_norm.amin() * smallest > EPS * 2**24)
+
+
+def _shots(x: Tensor) -> Sequence[Tensor]:
+    """(B, K, …) one shot at a time, so that memory does not grow with K.
+
+    A compiled graph must not depend on K, and takes all at once.
+    """
+    return [x] if torch.compiler.is_compiling() else x.split(1, dim=1)
 
 
 def _nonzero(norm: Tensor) -> Tensor:

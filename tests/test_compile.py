@@ -27,7 +27,7 @@ def test_queries_against_an_encoded_set() -> None:
     model = make().fused()
     compiled = torch.compile(model.scores, fullgraph=True, dynamic=True, backend="eager")
     with torch.no_grad():
-        # Another number of shots is compiled once more; so are very small sizes, by torch itself.
+        # Another number of shots is compiled once more; so are smaller sizes, by torch itself.
         for shots, size, stance in (
             (2, (72, 80), "default"),
             (2, (88, 96), "fail_on_recompile"),
