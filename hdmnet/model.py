@@ -1,20 +1,20 @@
 """HDMNet: the parts, composed."""
 
 import hashlib
+import inspect
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self, overload
 
 import torch
 from einops import rearrange
-from huggingface_hub import PyTorchModelHubMixin, constants, hf_hub_download
+from huggingface_hub import PyTorchModelHubMixin
 from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hdmnet import fusion, prediction, pretrained
+from hdmnet import fusion, hub, prediction
 from hdmnet._files import replacing
 from hdmnet._layers import ConcatConv2d
 from hdmnet._ops import foreground_box, nearest, no_autocast, upcast, upsample
@@ -515,57 +515,36 @@ class HDMNet(
             strict: Whether missing or surplus tensors are an error.
 
         Raises:
-            FileNotFoundError: If a folder holds no config.json and model.safetensors.
+            FileNotFoundError: If a folder holds no config.json and model.safetensors, there is no
+                such folder, repository or revision, or it is not in the cache and must not be
+                downloaded.
+            PermissionError: If the repository is gated.
+            ConnectionError: If the Hub cannot be reached, or fails.
+            ValueError: If it is no model of hdmnet, or of a newer version.
             RuntimeError: If the tensors do not fit the configuration.
         """
-        return super().from_pretrained(
-            pretrained.resolve(pretrained_model_name_or_path),
+        config_file, weights = hub.locate(
+            pretrained_model_name_or_path,
             force_download=force_download,
             token=token,
             cache_dir=cache_dir,
             local_files_only=local_files_only,
             revision=revision,
-            map_location=map_location,
-            strict=strict,
         )
-
-    @classmethod
-    def _from_pretrained(
-        cls,
-        *,
-        model_id: str,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
-        map_location: str = "cpu",
-        strict: bool = True,
-        **options: Any,
-    ) -> Self:
-        # The mixin's own prints, falls back to pickles, and is not strict.
-        if os.path.isdir(model_id):
-            file = os.path.join(model_id, constants.SAFETENSORS_SINGLE_FILE)
-        else:
-            file = hf_hub_download(
-                model_id,
-                constants.SAFETENSORS_SINGLE_FILE,
-                revision=revision,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                token=token,
-                local_files_only=local_files_only,
-            )
-        model = cls(**options | {"pretrained_backbone": False})
-        return cls._load_as_safetensor(model, file, "cpu", strict).to(map_location)
+        config = hub.read_config(config_file, inspect.signature(cls.__init__).parameters)
+        model = cls(**config)
+        return cls._load_as_safetensor(model, str(weights), "cpu", strict).to(map_location)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         if self.is_fused:
             raise RuntimeError("a fused model cannot be loaded again: save the original")
         self._hub_mixin_config = self.config
-        file = save_directory / constants.SAFETENSORS_SINGLE_FILE
-        with replacing(file) as temporary:
+        config_file, weights = (save_directory / file for file in hub.FILES)
+        with replacing(weights) as temporary:
             save_model(self, str(temporary))
+        config = self.config | {"config_version": hub.CONFIG_VERSION}
+        with replacing(config_file) as temporary:
+            temporary.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
 
     def _frozen_modules(self) -> list[nn.Module]:
         parts = (self.backbone, self.psp, self.base_learner)

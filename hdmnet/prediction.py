@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -133,17 +134,32 @@ def _segment(model: "HDMNet", query: ImageLike, supports: SupportSet) -> Segment
     return Segmentation(probability.cpu().clone())
 
 
+_LOCK = Lock()
+_Modes = list[tuple[nn.Module, bool]]
+_PREDICTING: dict[nn.Module, tuple[int, _Modes]] = {}
+"""Of models that predict: in how many threads, and the mode each module was found in."""
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside; every module's own mode again afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    """Eval mode and no gradients inside; when the last thread leaves, every module's own mode."""
+    with _LOCK:
+        threads, modes = _PREDICTING.get(model, (0, []))
+        if threads == 0:
+            modes = [(module, module.training) for module in model.modules()]
+            model.eval()
+        _PREDICTING[model] = threads + 1, modes
     try:
         with torch.inference_mode():
             yield
     finally:
-        for module, training in modes:
-            module.training = training
+        with _LOCK:
+            threads, modes = _PREDICTING.pop(model)
+            if threads > 1:
+                _PREDICTING[model] = threads - 1, modes
+            else:
+                for module, training in modes:
+                    module.training = training
 
 
 def _prepare(model: "HDMNet", image: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Saving and loading through the Hub's mixin, on disk."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -159,6 +160,29 @@ class TestBundled:
         assert config["backbone"] == info.backbone == "tf_efficientnet_lite0"
         assert config["image_size"] == info.image_size
         assert config["base_classes"] == 0
+
+    def test_is_what_the_list_says(self) -> None:
+        for info in list_pretrained():
+            content = (info.path / "model.safetensors").read_bytes()
+            assert len(content) == info.size
+            assert hashlib.sha256(content).hexdigest() == info.sha256
+
+    def test_the_readme_has_the_list(self) -> None:
+        """One data structure: the table of the README is made of it."""
+        readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+        for info in list_pretrained():
+            columns = (
+                f"`{info.name}`",
+                info.source,
+                info.backbone,
+                info.trained_on,
+                info.metric,
+                info.protocol,
+                info.licence,
+                f"{info.size / 1e6:.1f}",
+                f"`{info.sha256[:12]}…`",
+            )
+            assert f"| {' | '.join(columns)} |\n" in readme
 
     def test_needs_no_network(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(*_: object, **__: object) -> None:

@@ -1,5 +1,6 @@
 """From people's images to masks and back."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -211,3 +212,17 @@ def test_results_are_ordinary_tensors(model: HDMNet, support: tuple) -> None:
     result = model.predict(picture(), *support)
     result.probability.mul_(0.5)
     assert result.probability.max() <= 0.5
+
+
+def test_eight_threads_on_one_model(fresh: HDMNet, support: tuple) -> None:
+    """In training mode, with dropout: every thread computes in eval mode, and it is given back."""
+    fresh.train()
+    modes = [module.training for module in fresh.modules()]
+    pictures = [picture(seed=seed) for seed in range(16)]
+    encoded = fresh.encode_supports(*support)
+    expected = [fresh.predict(image, encoded).probability for image in pictures]
+    with ThreadPoolExecutor(8) as threads:
+        got = list(threads.map(lambda image: fresh.predict(image, encoded).probability, pictures))
+    for a, e in zip(got, expected, strict=True):
+        assert torch.equal(a, e)
+    assert [module.training for module in fresh.modules()] == modes

@@ -1,0 +1,141 @@
+"""A server on loopback that speaks as much of the Hub's protocol as loading a model takes."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Self
+
+RESOLVE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
+
+
+@dataclass
+class Repo:
+    """One repository: its commits' files, and the names of commits."""
+
+    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    refs: dict[str, str] = field(default_factory=dict)
+    gated: bool = False
+    token: str | None = None
+
+    def commit(self, files: dict[str, bytes], *refs: str) -> str:
+        """Add a commit, and let `main` and other names point to it."""
+        name = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
+        self.commits[name] = files
+        self.refs |= dict.fromkeys(("main", *refs), name)
+        return name
+
+
+class HubServer(ThreadingHTTPServer):
+    """The server; used as a context manager."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.repos: dict[str, Repo] = {}
+        self.log: list[tuple[str, str, int, int]] = []
+        """Method, path, status and bytes of the body that were sent."""
+        self.failures: list[int] = []
+        """Statuses of the next answers."""
+        self.cut_after: list[int] = []
+        """Bytes after which the next bodies break off."""
+
+    @property
+    def url(self) -> str:
+        """For HF_ENDPOINT."""
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def __enter__(self) -> Self:
+        Thread(target=self.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+    def bodies(self, file: str) -> list[int]:
+        """The bytes of each body that was sent of a file."""
+        return [sent for method, path, _, sent in self.log if method == "GET" and file in path]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers HEAD and GET of …/resolve/…"""
+
+    server: HubServer
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        """The metadata of a file."""
+        self._answer(with_body=False)
+
+    def do_GET(self) -> None:
+        """A file, or the part of it that Range names."""
+        self._answer(with_body=True)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing on stderr."""
+
+    def _answer(self, *, with_body: bool) -> None:
+        if self.server.failures:
+            self._refuse(self.server.failures.pop(0))
+            return
+        match = RESOLVE.fullmatch(self.path)
+        if match is None:
+            self._refuse(404)
+            return
+        repo = self.server.repos.get(match["repo"])
+        allowed = repo is not None and (
+            repo.token is None or self.headers.get("Authorization") == f"Bearer {repo.token}"
+        )
+        if repo is None or (not allowed and not repo.gated):
+            self._refuse(401, "RepoNotFound")  # as the Hub does, which does not tell which
+            return
+        if not allowed:
+            self._refuse(401, "GatedRepo")
+            return
+        commit = repo.refs.get(match["revision"], match["revision"])
+        if commit not in repo.commits:
+            self._refuse(404, "RevisionNotFound")
+            return
+        content = repo.commits[commit].get(match["file"])
+        if content is None:
+            self._refuse(404, "EntryNotFound", commit)
+            return
+        self._send(content, commit, with_body=with_body)
+
+    def _send(self, content: bytes, commit: str, *, with_body: bool) -> None:
+        start = 0
+        if asked := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
+            start = int(asked[1])
+        part = content[start:]
+        self.send_response(206 if start else 200)
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", commit)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(part)))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.end_headers()
+        if with_body and self.server.cut_after:
+            part = part[: self.server.cut_after.pop(0)]
+            self.close_connection = True
+        if with_body:
+            self.wfile.write(part)
+        self._note(206 if start else 200, len(part) if with_body else 0)
+
+    def _refuse(self, status: int, code: str = "", commit: str = "") -> None:
+        self.send_response(status)
+        if code:
+            self.send_header("X-Error-Code", code)
+        if commit:
+            self.send_header("X-Repo-Commit", commit)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+        self._note(status, 0)
+
+    def _note(self, status: int, sent: int) -> None:
+        self.server.log.append((self.command, self.path, status, sent))
