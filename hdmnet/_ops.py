@@ -43,9 +43,14 @@ def no_autocast(x: Tensor) -> torch.autocast:
     return torch.autocast(x.device.type, enabled=False)
 
 
+def is_eager_on_cpu(x: Tensor) -> bool:
+    """Whether oneDNN runs what is called, as it is called."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def inner_products(x: Tensor, vectors: Tensor) -> Tensor:
     """(B, C, h, w) and (B, n, C) → (B, h · w, n): every vector times every position of `x`."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    if not is_eager_on_cpu(x):
         return x.flatten(2).mT @ vectors.mT
     # The same products as 1 × 1 convolutions, which take oneDNN half of the time.
     pairs = zip(x.split(1), vectors, strict=True)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
-from hdmnet._ops import Box, no_autocast, upcast
+from hdmnet._ops import Box, is_eager_on_cpu, no_autocast, upcast
 from hdmnet.winograd import Winograd3x3
 
 
@@ -64,7 +64,7 @@ class PyramidPooling(nn.Module):
         own, *pooled = self._kernels()
         top, left = max(box.top - 1, 0), max(box.left - 1, 0)
         around = x[..., top : box.bottom + 1, left : box.right + 1]
-        if self.winograd is not None and _suits_winograd(x):
+        if self.winograd is not None and x.dtype == torch.bfloat16 and is_eager_on_cpu(x):
             y = self.winograd(around)
         else:
             y = F.conv2d(around, own, padding=1)
@@ -97,11 +97,6 @@ class PyramidPooling(nn.Module):
         if own is None:
             own, weight = weight.tensor_split([self.in_channels], dim=1)
         return own, *weight.chunk(len(self.branches), dim=1)
-
-
-def _suits_winograd(x: Tensor) -> bool:
-    compiling = torch.compiler.is_compiling()
-    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and not compiling
 
 
 def _convolve_upsampled(

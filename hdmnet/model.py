@@ -538,7 +538,6 @@ class HDMNet(
     def _save_pretrained(self, save_directory: Path) -> None:
         if self.is_fused:
             raise RuntimeError("a fused model cannot be loaded again: save the original")
-        self._hub_mixin_config = self.config
         config_file, weights = (save_directory / file for file in hub.FILES)
         with replacing(weights) as temporary:
             save_model(self, str(temporary))
