@@ -11,6 +11,7 @@ from hdmnet._ops import inner_products, keep_foreground, nearest, no_autocast, u
 
 EPS = 1e-7  # added to the product of two norms
 TINY = torch.finfo(torch.float32).tiny
+POSITIONS = 2048  # of supports, that are compared at a time
 
 
 def masked_average_pool(features: Tensor, mask: Tensor) -> Tensor:
@@ -111,11 +112,12 @@ def _is_eps_negligible(query_norm: Tensor, norm: Tensor) -> bool:
 
 
 def _shots(x: Tensor) -> Sequence[Tensor]:
-    """(B, K, …) one shot at a time, so that memory does not grow with K.
+    """(B, K, n, …) a few shots at a time, so that memory does not grow with K.
 
     A compiled graph must not depend on K, and takes all at once.
     """
-    return [x] if torch.compiler.is_compiling() else x.split(1, dim=1)
+    together = max(1, POSITIONS // (x.shape[0] * x.shape[2]))
+    return [x] if torch.compiler.is_compiling() else x.split(together, dim=1)
 
 
 def _nonzero(norm: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from hdmnet import (
     gram_distance,
     gram_matrix,
     masked_average_pool,
+    priors,
 )
 
 
@@ -57,8 +58,12 @@ class TestPriors:
         expected = oracle.masked_average_pool(features, MASKS[name])
         assert_same(masked_average_pool(features, MASKS[name]), expected)
 
+    @pytest.mark.parametrize("positions", [1, 50, 2048])
     @pytest.mark.parametrize("shift", [0.0, -3.0])
-    def test_cosine_prior(self, name: str, shift: float) -> None:
+    def test_cosine_prior(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, shift: float, positions: int
+    ) -> None:
+        monkeypatch.setattr(priors, "POSITIONS", positions)
         # With the shift, all cosines are negative: only background keeps the maximum at 0.
         query, support = torch.rand(2, 4, 5, 6) + 0.5, torch.rand(2, 3, 4, 5, 6) + shift
         got = cosine_prior(query, support, MASKS[name])

@@ -14,15 +14,18 @@ def test_any_size(monkeypatch: pytest.MonkeyPatch, tiles: int, size: tuple[int, 
     monkeypatch.setattr(winograd, "TILES", tiles)
     # Small whole numbers, of which bfloat16 rounds neither the sums nor the products.
     weight = 4 * torch.randint(-1, 2, (6, 3, 3, 3)).float()
-    x = torch.randint(-1, 2, (2, 3, *size)).bfloat16()
-    assert torch.equal(Winograd3x3(weight)(x).float(), F.conv2d(x.float(), weight, padding=1))
+    x = torch.randint(-1, 2, (2, 3, *size)).float()
+    module, expected = Winograd3x3(weight), F.conv2d(x, weight, padding=1)
+    assert torch.equal(module(x), expected)
+    assert torch.equal(module(x.bfloat16()).float(), expected)
 
 
-def test_rounding() -> None:
-    weight, x = torch.randn(16, 256, 3, 3), torch.randn(1, 256, 20, 21).bfloat16()
-    exact = F.conv2d(x.float(), weight, padding=1)
-    direct = F.conv2d(x, weight.bfloat16(), padding=1)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rounding(dtype: torch.dtype) -> None:
+    weight, x = torch.randn(16, 256, 3, 3), torch.randn(1, 256, 20, 21).to(dtype)
+    exact = F.conv2d(x.double(), weight.double(), padding=1)
+    direct = F.conv2d(x, weight.to(dtype), padding=1)
     got = Winograd3x3(weight)(x)
-    assert got.dtype == torch.bfloat16
+    assert got.dtype == dtype
     error, least = (((y - exact) ** 2).mean().sqrt() for y in (got, direct))
     assert error < 3 * least
