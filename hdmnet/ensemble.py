@@ -5,7 +5,7 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from einops import einsum, rearrange
+from einops import rearrange
 from torch import Tensor, nn
 
 from hdmnet._ops import Box, is_eager_on_cpu, no_autocast, upcast
@@ -104,8 +104,11 @@ def _convolve_upsampled(
     """Σ conv2d(upsample(cells, grid, align_corners=True), weight, padding=1), inside of `box`."""
     products, rows = [], []
     for one, weight in zip(cells, weights, strict=True):
-        taps = einsum(weight, one, "o c i j, b c y x -> b y i x j o")
-        taps = rearrange(taps, "b y i x j o -> b (y i) (x j) o")
+        # In this order no kernel in channels last is copied.
+        taps = rearrange(weight, "o c i j -> (o i j) c") @ one.flatten(2)
+        y, x = one.shape[-2:]
+        order = "b (o i j) (y x) -> b (y i) (x j) o"
+        taps = rearrange(taps, order, i=3, j=3, y=y, x=x)
         products.append(_taps(one, one.shape[-1], grid[1])[box.left : box.right] @ taps)
         rows.append(_taps(one, one.shape[-2], grid[0])[box.top : box.bottom])
     out = torch.cat(rows, dim=1) @ torch.cat(products, dim=1).transpose(1, 2)

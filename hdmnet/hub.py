@@ -1,7 +1,5 @@
 """Where the files of a model are: in the package, in a folder, or on the Hub."""
 
-import json
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,6 @@ from huggingface_hub.errors import (
 
 from hdmnet.pretrained import list_pretrained
 
-CONFIG_VERSION = 1
-"""Of the meaning of config.json: raised when an older hdmnet would misread a newer one's."""
 FILES = constants.CONFIG_NAME, constants.SAFETENSORS_SINGLE_FILE
 
 
@@ -49,33 +45,6 @@ def locate(name: str | Path, **options: Any) -> tuple[Path, Path]:
         return config, weights
     config, weights = (_download(str(name), file, options) for file in FILES)
     return config, weights
-
-
-def read_config(path: Path, known: Collection[str]) -> dict[str, Any]:
-    """The constructor's arguments in a config.json.
-
-    Raises:
-        ValueError: If it is none, is of a newer hdmnet, or has keys that are not `known`.
-    """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(config).__name__}")
-    version = config.pop("config_version", CONFIG_VERSION)
-    if not isinstance(version, int) or version > CONFIG_VERSION:
-        raise ValueError(
-            f"{path} is of version {version!r}, this hdmnet reads up to {CONFIG_VERSION}: "
-            "pip install --upgrade hdmnet"
-        )
-    if unknown := sorted(config.keys() - set(known)):
-        raise ValueError(
-            f"{path} has unknown keys {', '.join(unknown)}: it is of another library, or of a "
-            "newer hdmnet (pip install --upgrade hdmnet)"
-        )
-    config.pop("pretrained_backbone", None)  # a file does not say what to download
-    return config
 
 
 def _download(repo: str, file: str, options: dict[str, Any]) -> Path:

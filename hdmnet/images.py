@@ -186,6 +186,8 @@ def _read(
         )
 
     shape = tuple(tensor.shape)
+    if tensor.is_meta:
+        raise ValueError(f"{name} is on the meta device, where tensors hold no values")
     if tensor.ndim == 2:
         tensor = tensor.unsqueeze(axis)
     if tensor.ndim != 3:
@@ -202,7 +204,7 @@ def _read(
 
 def _upright(source: Image.Image | IO[bytes], name: str) -> Image.Image:
     try:
-        image = source if isinstance(source, Image.Image) else Image.open(source)
+        image = source if isinstance(source, Image.Image) else _open(source)
         return ImageOps.exif_transpose(image)
     except UnidentifiedImageError as error:
         raise ValueError(
@@ -212,6 +214,12 @@ def _upright(source: Image.Image | IO[bytes], name: str) -> Image.Image:
         raise ValueError(
             f"{name} cannot be decoded ({error}): expected a complete image file"
         ) from error
+
+
+def _open(file: IO[bytes]) -> Image.Image:
+    """Open a file of any format but EPS, which is a program that Pillow would let run."""
+    Image.init()
+    return Image.open(file, formats=[name for name in Image.OPEN if name != "EPS"])
 
 
 def _image_pixels(image: Image.Image, name: str) -> NDArray[Any]:

@@ -1,7 +1,6 @@
 """HDMNet: the parts, composed."""
 
 import hashlib
-import inspect
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,20 +8,19 @@ from typing import Any, NamedTuple, Self, overload
 
 import torch
 from einops import rearrange
-from huggingface_hub import PyTorchModelHubMixin
-from safetensors.torch import save_model
+from huggingface_hub import HfApi, ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hdmnet import fusion, hub, prediction
-from hdmnet._files import replacing
+from hdmnet import fusion, hub, prediction, serialization
 from hdmnet._layers import ConcatConv2d
-from hdmnet._ops import foreground_box, nearest, no_autocast, upcast, upsample
+from hdmnet._ops import foreground_box, nearest, no_autocast, upcast, upsample, widen_small
 from hdmnet.attention import SupportTokens
 from hdmnet.backbone import FeaturePyramid
 from hdmnet.ensemble import BaseLearner, BaseMetaEnsemble, PyramidPooling
 from hdmnet.images import ImageLike
 from hdmnet.matching import CascadeMatching, MatchingStage
+from hdmnet.model_card import make_model_card
 from hdmnet.prediction import Segmentation
 from hdmnet.priors import (
     foreground_features,
@@ -37,6 +35,7 @@ from hdmnet.supports import SupportSet
 REDUCED_DIM = 256  # channels of the reduced features q and s
 PSP_DIM = 512  # channels of f5
 ARCHITECTURE = ("backbone", "base_classes", "shots", "dim", "heads", "shot_hidden_dim")
+MOST_STAGES = 6  # each halves the grid: more would ask for images of thousands of pixels
 PRIOR_SCALE = 10.0  # the prior enters the query tokens ten times as large as it is
 
 
@@ -93,6 +92,7 @@ class HDMNet(
             configuration: a reload never downloads a backbone.
 
     Raises:
+        TypeError: If an argument is of another type.
         ValueError: If an argument is out of its range, or timm has no such backbone.
 
     Source: HDMNet (arXiv 2303.14652); base learner and ensemble from BAM (arXiv 2203.07615).
@@ -114,14 +114,19 @@ class HDMNet(
         pretrained_backbone: bool = False,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("base_classes", base_classes, 0),
-            ("shots", shots, 1),
-            ("shot_hidden_dim", shot_hidden_dim, 0),
-            ("number of heads", len(heads), 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        arguments: dict[str, Any] = {
+            "backbone": backbone,
+            "base_classes": base_classes,
+            "shots": shots,
+            "image_size": image_size,
+            "dim": dim,
+            "heads": heads,
+            "dropout": dropout,
+            "feature_dropout": feature_dropout,
+            "shot_hidden_dim": shot_hidden_dim,
+            "frozen_norm": frozen_norm,
+        }
+        _check_arguments(arguments)
         self.image_size = image_size
         self.frozen_norm = frozen_norm
         self._backbone_frozen = False
@@ -150,18 +155,7 @@ class HDMNet(
                 f"{len(heads)} stages, got {image_size}"
             )
         # The mixin would keep the arguments as they came; these are equal before and after JSON.
-        self._hub_mixin_config: dict[str, Any] = {
-            "backbone": backbone,
-            "base_classes": base_classes,
-            "shots": shots,
-            "image_size": image_size,
-            "dim": dim,
-            "heads": tuple(heads),
-            "dropout": dropout,
-            "feature_dropout": feature_dropout,
-            "shot_hidden_dim": shot_hidden_dim,
-            "frozen_norm": frozen_norm,
-        }
+        self._hub_mixin_config: dict[str, Any] = arguments | {"heads": tuple(heads)}
         self.train()  # a new module is in training mode, but the frozen norms are not to be
 
     @property
@@ -520,8 +514,8 @@ class HDMNet(
                 downloaded.
             PermissionError: If the repository is gated.
             ConnectionError: If the Hub cannot be reached, or fails.
-            ValueError: If it is no model of hdmnet, or of a newer version.
-            RuntimeError: If the tensors do not fit the configuration.
+            ValueError: If it is no model of hdmnet, of a newer version, damaged, or the tensors do
+                not fit the configuration.
         """
         config_file, weights = hub.locate(
             pretrained_model_name_or_path,
@@ -531,19 +525,88 @@ class HDMNet(
             local_files_only=local_files_only,
             revision=revision,
         )
-        config = hub.read_config(config_file, inspect.signature(cls.__init__).parameters)
-        model = cls(**config)
-        return cls._load_as_safetensor(model, str(weights), "cpu", strict).to(map_location)
+        return serialization.load(cls, config_file, weights, strict=strict).to(map_location)
 
-    def _save_pretrained(self, save_directory: Path) -> None:
-        if self.is_fused:
-            raise RuntimeError("a fused model cannot be loaded again: save the original")
-        config_file, weights = (save_directory / file for file in hub.FILES)
-        with replacing(weights) as temporary:
-            save_model(self, str(temporary))
-        config = self.config | {"config_version": hub.CONFIG_VERSION}
-        with replacing(config_file) as temporary:
-            temporary.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **push_to_hub_kwargs: Any,
+    ) -> str | None:
+        """Write model.safetensors, config.json and, if there is none, a model card README.md.
+
+        Files that are there already are replaced only when all are written.
+
+        Args:
+            save_directory: The folder, made if need be.
+            repo_id: Of `push_to_hub`; the folder's name if left out.
+            push_to_hub: Whether to upload it as well.
+            model_card_kwargs: Arguments of `generate_model_card`.
+            **push_to_hub_kwargs: Arguments of the method `push_to_hub`.
+
+        Returns:
+            The URL of the commit, if it was uploaded.
+
+        Raises:
+            RuntimeError: If the model is a `fused` copy.
+        """
+        folder = Path(save_directory)
+        card = {"repo_id": repo_id} | (model_card_kwargs or {})
+        serialization.save(self, folder, self.generate_model_card(**card))
+        if not push_to_hub:
+            return None
+        return self.push_to_hub(
+            repo_id or folder.name, model_card_kwargs=model_card_kwargs, **push_to_hub_kwargs
+        )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        token: str | None = None,
+        private: bool | None = None,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> str:
+        """Upload what `save_pretrained` writes.
+
+        Args:
+            repo_id: The repository, "user/repo" or "repo"; made if need be.
+            token: Hub token; the stored one if left out.
+            private: Whether a new repository is private.
+            model_card_kwargs: Arguments of `generate_model_card`.
+            **options: As for `huggingface_hub.PyTorchModelHubMixin.push_to_hub`.
+
+        Returns:
+            The URL of the commit.
+        """
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        card = {"repo_id": repo_id} | (model_card_kwargs or {})
+        return super().push_to_hub(repo_id, token=token, model_card_kwargs=card, **options)
+
+    def generate_model_card(
+        self,
+        *,
+        repo_id: str | None = None,
+        license: str | None = None,
+        trained_on: str | None = None,
+        metric: str | None = None,
+    ) -> ModelCard:
+        """The page that `save_pretrained` writes; what is not given, it calls not stated.
+
+        Args:
+            repo_id: The Hub repository that its snippet loads, "user/repo".
+            license: Of the weights, as the Hub abbreviates it, such as "apache-2.0".
+            trained_on: The data.
+            metric: The measured figure, with its protocol.
+        """
+        return make_model_card(
+            self, repo_id=repo_id, license=license, trained_on=trained_on, metric=metric
+        )
 
     def _frozen_modules(self) -> list[nn.Module]:
         parts = (self.backbone, self.psp, self.base_learner)
@@ -554,7 +617,7 @@ class HDMNet(
     ) -> SupportSet:
         f2, f3, f4 = features
         shots = masks.shape[1]
-        mask = (masks == 1).to(f2.dtype)
+        mask = widen_small((masks == 1).to(f2.dtype), f4.shape[-2:])
         if recompute and torch.is_grad_enabled():
             encoded = checkpoint(self._encode_tokens, f2, f3, mask, use_reentrant=False)
         else:
@@ -608,6 +671,12 @@ class HDMNet(
             raise ValueError(
                 f"the supports were encoded by a model {kind} base learner: encode them with this"
             )
+        expected = self._support_channels(f2, f3, f4)
+        if supports.channels != expected:
+            raise ValueError(
+                f"the supports have {supports.channels} channels, but this model's have "
+                f"{expected}: encode them with this"
+            )
         if supports.prototypes.device != f2.device:
             raise ValueError(
                 f"the supports are on {supports.prototypes.device}, but the query is on "
@@ -638,6 +707,12 @@ class HDMNet(
         final = self.ensemble(meta, base, distances, base_class)
         return _GridOutput(final, meta, base, correlations, prior)
 
+    def _support_channels(self, f2: Tensor, f3: Tensor, f4: Tensor) -> tuple[int, ...]:
+        """`SupportSet.channels` of this model."""
+        f5 = f3.shape[1] if self.psp is None else PSP_DIM
+        tokens = [self.config["dim"]] * len(self.config["heads"])
+        return REDUCED_DIM, *tokens, f5, f4.shape[1], 0 if self.ensemble is None else f2.shape[1]
+
     def _final(self, grid: _GridOutput, size: Sequence[int]) -> Tensor:
         """`final` of `_match_on_grid`, resized to (B, 2, H, W)."""
         if grid.final is None:  # softmax comes after the resizing
@@ -667,6 +742,37 @@ class HDMNet(
                 f"images of {images.shape[-2]} × {images.shape[-1]} are too small for the coarsest "
                 f"stage: height and width must be at least {self.smallest_size}"
             )
+
+
+def _check_arguments(arguments: dict[str, Any]) -> None:
+    """Refuse what would fail later, or take memory without bound."""
+    backbone, heads, frozen = (arguments[x] for x in ("backbone", "heads", "frozen_norm"))
+    if not isinstance(backbone, str):
+        raise TypeError(f"backbone must be the name of a model, got {backbone!r}")
+    if not isinstance(heads, list | tuple):
+        raise TypeError(f"heads must be a sequence of int, got {heads!r}")
+    if not isinstance(frozen, bool):
+        raise TypeError(f"frozen_norm must be a bool, got {frozen!r}")
+    for name, value, least, most in (
+        ("number of heads", len(heads), 1, MOST_STAGES),
+        *((f"heads[{i}]", value, 1, 2**14) for i, value in enumerate(heads)),
+        ("base_classes", arguments["base_classes"], 0, 10**6),
+        ("shots", arguments["shots"], 1, 10**4),
+        ("shot_hidden_dim", arguments["shot_hidden_dim"], 0, 10**4),
+        ("image_size", arguments["image_size"], 1, 2**14),
+        ("dim", arguments["dim"], 2, 2**14),
+    ):
+        if not isinstance(value, int):
+            raise TypeError(f"{name} must be an int, got {value!r}")
+        if not least <= value <= most:
+            bound = f"at least {least}" if value < least else f"at most {most}"
+            raise ValueError(f"{name} must be {bound}, got {value}")
+    for name in ("dropout", "feature_dropout"):
+        value = arguments[name]
+        if not isinstance(value, int | float):
+            raise TypeError(f"{name} must be a probability, got {value!r}")
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must be in [0, 1], got {value}")
 
 
 def _reduce(in_channels: int, dropout: float) -> nn.Sequential:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -42,6 +42,17 @@ class SupportSet:
     def shots(self) -> int:
         """Number of supports K of each episode."""
         return self.prototypes.shape[1]
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Of prototypes, of the tokens of each stage, of both prior features and of Gram matrices.
+
+        The same for all sets of one model; without Gram matrices the last is 0.
+        """
+        tokens = (level.key.shape[1] * level.key.shape[3] for level in self.tokens)
+        priors = (prior.unit.shape[-1] for prior in self.prior_features)
+        grams = 0 if self.gram is None else self.gram.shape[-1]
+        return self.prototypes.shape[-1], *tokens, *priors, grams
 
     def expand(self, batch: int) -> Self:
         """The set for `batch` queries: each episode shared by consecutive queries, equally many.
@@ -129,11 +140,15 @@ class SupportSet:
             with safe_open(path, "pt", device=str(device)) as file:
                 about = json.loads((file.metadata() or {}).get("hdmnet", "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
+        except (SafetensorError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} is no support set: {error}") from error
-        if about.get("format") != FORMAT:
+        if not isinstance(about, dict) or about.get("format") != FORMAT:
             raise ValueError(f"{path} is no support set of this version of hdmnet")
-        return cls.from_named_tensors(tensors, about["fingerprint"])
+        try:
+            _check(tensors)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+        return cls.from_named_tensors(tensors, str(about.get("fingerprint")))
 
     def named_tensors(self) -> dict[str, Tensor]:
         """The tensors, by name, as `save` writes them."""
@@ -154,7 +169,7 @@ class SupportSet:
             fields = PriorFeatures._fields
             return PriorFeatures(*(tensors[f"prior_features.{i}.{name}"] for name in fields))
 
-        stages = range(sum(name.endswith(".key") for name in tensors))
+        stages = range(_count_stages(tensors))
         return cls(
             prototypes=tensors["prototypes"],
             tokens=tuple(
@@ -175,6 +190,41 @@ class SupportSet:
             prior_features=(PriorFeatures(*map(function, f5)), PriorFeatures(*map(function, f4))),
             gram=None if self.gram is None else function(self.gram),
         )
+
+
+def _count_stages(names: Iterable[str]) -> int:
+    return sum(name.endswith(".key") for name in names)
+
+
+def _check(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that `named_tensors` cannot have returned.
+
+    Raises:
+        ValueError: If names, numbers of axes, sizes or values do not fit together.
+    """
+    axes = {"prototypes": "b k c", "gram": "b k g g"}
+    for i in range(2):
+        axes |= {
+            f"prior_features.{i}.unit": f"b k p{i} c{i}",
+            f"prior_features.{i}.norm": f"b k p{i}",
+        }
+    for i in range(_count_stages(tensors)):
+        keys = f"b heads n{i} d"
+        axes |= {f"tokens.{i}.key": keys, f"tokens.{i}.value": keys}
+        axes |= {f"tokens.{i}.key_sum": "b heads d", f"tokens.{i}.area": "b"}
+    if wrong := sorted(tensors.keys() ^ axes.keys() - ({"gram"} - tensors.keys())):
+        raise ValueError(f"tensors are missing or left over: {', '.join(wrong)}")
+    sizes: dict[str, int] = {}
+    for name, tensor in tensors.items():
+        letters = axes[name].split()
+        fits = len(letters) == tensor.ndim and all(
+            sizes.setdefault(letter, size) == size
+            for letter, size in zip(letters, tensor.shape, strict=True)
+        )
+        if not fits:
+            raise ValueError(f"{name} is {tuple(tensor.shape)}: expected {axes[name]} with {sizes}")
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise ValueError(f"{name} does not hold finite floating point numbers")
 
 
 def _merge_tokens(parts: Sequence[SupportTokens]) -> SupportTokens:

@@ -1,14 +1,19 @@
-"""A server on loopback that speaks as much of the Hub's protocol as loading a model takes."""
+"""A server on loopback that speaks as much of the Hub's protocol as models take."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
 import re
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Self
 
+UPLOAD = re.compile(
+    r"/api/models/(?P<repo>[^/]+/[^/]+)/(?P<what>preupload|commit)/(?P<revision>.+)"
+)
 RESOLVE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
 
 
@@ -37,6 +42,11 @@ class HubServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.repos: dict[str, Repo] = {}
+        self.objects: dict[str, bytes] = {}
+        """Large files by their sha256."""
+        self.messages: list[str] = []
+        """Of commits."""
+        self.user = "someone"
         self.log: list[tuple[str, str, int, int]] = []
         """Method, path, status and bytes of the body that were sent."""
         self.failures: list[int] = []
@@ -63,7 +73,7 @@ class HubServer(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers HEAD and GET of …/resolve/…"""
+    """Answers HEAD and GET of …/resolve/…, and what an upload of a folder asks for."""
 
     server: HubServer
     protocol_version = "HTTP/1.1"
@@ -75,6 +85,65 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """A file, or the part of it that Range names."""
         self._answer(with_body=True)
+
+    def do_POST(self) -> None:
+        """One step of an upload."""
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers.get("Authorization") != "Bearer hf_write":
+            self._refuse(401)
+        elif self.path == "/api/repos/create":
+            asked = json.loads(body)
+            repo = f"{asked.get('organization') or self.server.user}/{asked['name']}"
+            self.server.repos.setdefault(repo, Repo())
+            self._answer_json({"url": f"{self.server.url}/{repo}"})
+        elif self.path == "/api/validate-yaml":
+            self._answer_json({"errors": [], "warnings": []})
+        elif self.path.endswith(".git/info/lfs/objects/batch"):
+            self._answer_json({"objects": [self._ticket(x) for x in json.loads(body)["objects"]]})
+        elif match := UPLOAD.fullmatch(self.path):
+            if match["what"] == "preupload":
+                self._answer_json({"files": [_mode(x) for x in json.loads(body)["files"]]})
+            else:
+                self._commit(match["repo"], match["revision"], body)
+        else:
+            self._refuse(404)
+
+    def do_PUT(self) -> None:
+        """A large file."""
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        name = self.path.removeprefix("/objects/")
+        if hashlib.sha256(content).hexdigest() != name:
+            self._refuse(400)
+            return
+        self.server.objects[name] = content
+        self._answer_json({})
+
+    def _ticket(self, asked: dict) -> dict:
+        upload = {"href": f"{self.server.url}/objects/{asked['oid']}"}
+        return {"oid": asked["oid"], "size": asked["size"], "actions": {"upload": upload}}
+
+    def _commit(self, repo: str, revision: str, body: bytes) -> None:
+        files: dict[str, bytes] = {}
+        for line in map(json.loads, body.splitlines()):
+            value = line["value"]
+            if line["key"] == "header":
+                self.server.messages.append(value["summary"])
+            elif line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            else:
+                files[value["path"]] = self.server.objects[value["oid"]]
+        name = self.server.repos[repo].commit(files, revision)
+        url = f"{self.server.url}/{repo}/commit/{name}"
+        self._answer_json({"commitUrl": url, "commitOid": name})
+
+    def _answer_json(self, content: dict) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        self._note(200, len(body))
 
     def log_message(self, *_: object) -> None:
         """Nothing on stderr."""
@@ -139,3 +208,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _note(self, status: int, sent: int) -> None:
         self.server.log.append((self.command, self.path, status, sent))
+
+
+def _mode(asked: dict) -> dict:
+    mode = "lfs" if asked["path"].endswith(".safetensors") else "regular"
+    return {"path": asked["path"], "uploadMode": mode, "shouldIgnore": False}

@@ -102,6 +102,79 @@ def test_not_a_checkpoint() -> None:
         convert.from_official({"weight": torch.zeros(1)})
 
 
+class TestBaseLearner:
+    """A base learner's file: no matching network, another classifier key, the backbone twice."""
+
+    @pytest.fixture
+    def base(self) -> dict[str, Tensor]:
+        _, official = small()
+        kept = {k: v for k, v in official.items() if k.startswith(("layer", "ppm.", "cls."))}
+        twins = {"encoder." + k[5:]: v.clone() for k, v in kept.items() if k.startswith("layer")}
+        classifier = {f"cls.4.{x}": official[f"base_learnear.2.{x}"] for x in ("weight", "bias")}
+        return kept | twins | classifier
+
+    def test_fills_what_is_frozen(self, base: dict[str, Tensor]) -> None:
+        conversion = convert.convert(base)
+        model = conversion.model
+        assert (conversion.kind, model.config["base_classes"]) == ("base learner", 15)
+        assert torch.equal(model.base_learner.classifier.weight, base["cls.4.weight"])
+        assert torch.equal(model.backbone.body.features_0.weight, base["encoder.0.0.weight"])
+        assert torch.equal(model.psp.fuse[0].weight, base["cls.0.weight"])
+        assert set(conversion.dropped) == {k for k in base if k.startswith("encoder.")}
+        assert len(conversion.mapped) + len(conversion.dropped) == len(base)
+        frozen = [model.backbone, model.psp, model.base_learner]
+        filled = {id(p) for part in frozen for p in part.parameters()}
+        rest = {key for key, p in model.named_parameters() if id(p) not in filled}
+        assert rest == set(conversion.missing) & dict(model.named_parameters()).keys()
+
+    @pytest.mark.parametrize("layout", ["base_learner_resnet50_coco", "base_learner_vgg16_pascal"])
+    def test_layouts(self, reference: Path, layout: str, caplog: pytest.LogCaptureFixture) -> None:
+        shapes = json.loads((reference / "official_keys.json").read_text())[layout]
+        numbers = {
+            key: i for i, key in enumerate(k for k in shapes if not k.startswith("encoder."))
+        }
+        state = {
+            key: torch.zeros((), dtype=torch.long)
+            if key.endswith("num_batches_tracked")
+            else torch.full(shape, float(numbers[key.replace("encoder.", "layer")]))
+            for key, shape in shapes.items()
+        }
+        model = convert.from_official(state)
+        assert "the matching network is yet to be trained" in caplog.text
+        back = convert.to_official(model)
+        for key, value in state.items():
+            theirs = key.replace("encoder.", "layer").replace("cls.4.", "base_learnear.2.")
+            assert torch.equal(back[theirs], value)
+
+    def test_two_backbones(self, base: dict[str, Tensor]) -> None:
+        base["encoder.0.0.weight"] += 1
+        with pytest.raises(
+            ValueError, match=r"encoder\.0\.0\.weight differs from layer0\.0\.weight"
+        ):
+            convert.from_official(base)
+
+    def test_a_missing_key(self, base: dict[str, Tensor]) -> None:
+        del base["layer1.0.weight"], base["encoder.1.0.weight"]
+        with pytest.raises(ValueError, match=r"base learner.*missing: layer1\.0\.weight"):
+            convert.from_official(base)
+
+
+def test_absurd_sizes_take_no_memory() -> None:
+    """A view of one number can claim any shape."""
+    _, official = small()
+    official["base_learnear.2.weight"] = torch.zeros(1).expand(10**6, 512, 1, 1)
+    with pytest.raises(ValueError, match=r"of another shape: base_learnear\.2\.bias"):
+        convert.from_official(official)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_tensors_that_are_not_finite(value: float) -> None:
+    _, official = small()
+    official["gram_merge.weight"] = torch.full((1, 2, 1, 1), value)
+    with pytest.raises(ValueError, match=r"NaN or infinity in gram_merge\.weight"):
+        convert.from_official(official)
+
+
 @pytest.mark.parametrize("options", [{"backbone": "resnet18"}, {"base_classes": 0}])
 def test_no_official_counterpart(options: dict[str, object]) -> None:
     model = HDMNet(**({"backbone": "vgg16"} | options))

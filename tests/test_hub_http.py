@@ -11,6 +11,7 @@ import torch
 from conftest import make
 from hub_server import HubServer, Repo
 from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError
 
 from hdmnet import HDMNet
 
@@ -149,6 +150,43 @@ def test_configurations(
     server.repos[NAME].commit(files | {"config.json": config})
     with pytest.raises(ValueError, match=message):
         HDMNet.from_pretrained(NAME, cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", [NAME, "fish"])
+def test_push(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Uploaded by the client, and loaded again, from the same server."""
+    # Its other way to upload is a compiled client of another protocol.
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    server.repos.clear()
+    model = make(**SMALL, image_size=96)
+    card = {"license": "apache-2.0", "trained_on": "aquarium pictures"}
+    url = model.push_to_hub(name, token="hf_write", commit_message="First", model_card_kwargs=card)
+    assert url.startswith(f"{server.url}/{NAME}/commit/")
+    assert server.messages == ["First"]
+    assert len(server.objects) == 1
+    (files,) = server.repos[NAME].commits.values()
+    text = files["README.md"].decode()
+    assert f"from_pretrained('{NAME}')" in text
+    assert "license: apache-2.0" in text
+    again = HDMNet.from_pretrained(NAME, cache_dir=tmp_path)
+    assert again.config == model.config
+    expected = model.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in again.state_dict().items())
+
+
+def test_save_and_push(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    make(**SMALL).save_pretrained(tmp_path / "folder", push_to_hub=True, token="hf_write")
+    assert server.repos["someone/folder"].commits
+    assert HDMNet.from_pretrained(tmp_path / "folder").image_size == 64
+
+
+def test_push_without_a_token(server: HubServer) -> None:
+    with pytest.raises(HfHubHTTPError, match="401"):
+        make(**SMALL).push_to_hub(NAME, token=False)
+    assert len(server.repos[NAME].commits) == 1
 
 
 def test_the_environment_names_the_server(server: HubServer, tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ CASES = (
 )
 
 
-def load(folder: Path, case: str) -> tuple[HDMNet, dict[str, Any], dict[str, Tensor]]:
-    """The model of a case, its arguments and its tensors."""
+def official_state(folder: Path, case: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The official state dict of a case, and its arguments."""
     from synthetic import tensor_for
 
     with safe_open(folder / f"{case}.safetensors", "pt") as file:
@@ -42,6 +42,12 @@ def load(folder: Path, case: str) -> tuple[HDMNet, dict[str, Any], dict[str, Ten
         else torch.tensor(0)
         for key, shape in shapes.items()
     }
+    return state, arguments
+
+
+def load(folder: Path, case: str) -> tuple[HDMNet, dict[str, Any], dict[str, Tensor]]:
+    """The model of a case, its arguments and its tensors."""
+    state, arguments = official_state(folder, case)
     return convert.from_official(state), arguments, load_file(folder / f"{case}.safetensors")
 
 

@@ -1,4 +1,4 @@
-"""The authors' checkpoints ↔ HDMNet."""
+"""The keys of the authors' checkpoints, and what they tell."""
 
 import re
 from collections.abc import Mapping
@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from hdmnet.model import HDMNet
-
-_PREFIX = "module."
 _MIX = "transformer.mix_transformer."
+BASE_PARTS = ("backbone.", "psp.", "base_learner.")
+"""Where our keys of a base learner's file begin."""
+_MATCHING = (_MIX, "query_merge.", "supp_merge.", "down_query.", "down_supp.")
 _VGG_GROUP_STARTS = (0, 7, 14, 24, 34)
 
 # Ours → theirs, first match wins; {i} of a stage counts from the finest on both sides.
@@ -50,69 +50,13 @@ _BLOCK_RULES = (
 )
 
 
-def from_official(state_dict: Mapping[str, Tensor]) -> HDMNet:
-    """Build a model from the tensors of an official HDMNet checkpoint.
-
-    The configuration is read off the keys and shapes; `image_size` is the paper's for the number
-    of base classes, 633 for COCO-20i's 60 and 473 otherwise.
-
-    Args:
-        state_dict: Official key → tensor, with or without the prefix `module.`.
-
-    Returns:
-        The model, in eval mode, float32.
+def infer_config(official: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The constructor's arguments, read off official keys and shapes.
 
     Raises:
-        ValueError: If a key is missing or left over, or a tensor has another shape; it is named.
+        ValueError: If a key that tells a size is missing.
     """
-    official = {key.removeprefix(_PREFIX): value for key, value in state_dict.items()}
-    model = HDMNet(**_infer_config(official))
-    own = model.state_dict()
-    names = {_official_key(key): key for key in own}
-    problems = [
-        f"{title}: {', '.join(sorted(keys))}"
-        for title, keys in (
-            ("missing", names.keys() - official.keys()),
-            ("left over", official.keys() - names.keys()),
-            (
-                "of another shape",
-                {
-                    k
-                    for k in names.keys() & official.keys()
-                    if own[names[k]].shape != official[k].shape
-                },
-            ),
-        )
-        if keys
-    ]
-    if problems:
-        raise ValueError("not an official HDMNet checkpoint: keys " + "; ".join(problems))
-    model.load_state_dict({names[key]: value for key, value in official.items()})
-    return model.eval()
 
-
-def to_official(model: HDMNet) -> dict[str, Tensor]:
-    """The model's tensors under the official keys, the inverse of `from_official`.
-
-    Args:
-        model: With a backbone of the paper's and a base learner.
-
-    Raises:
-        ValueError: If the official model has no such backbone, or always has a base learner; or if
-            the model is a `fused` copy.
-    """
-    if model.is_fused:
-        raise ValueError("a fused model has lost its norms: convert the original")
-    if model.backbone.name not in ("resnet50", "resnet101", "vgg16") or model.psp is None:
-        raise ValueError(
-            "only models with backbone resnet50, resnet101 or vgg16 and base_classes > 0 have an "
-            f"official counterpart, got {model.backbone.name!r} and base_classes="
-            f"{model.config['base_classes']}"
-        )
-    return {_official_key(key): value for key, value in model.state_dict().items()}
-
-
-def _infer_config(official: Mapping[str, Tensor]) -> dict[str, Any]:
     def size(key: str, axis: int) -> int:
         if key not in official:
             raise ValueError(f"not an official HDMNet checkpoint: keys missing: {key}")
@@ -131,17 +75,35 @@ def _infer_config(official: Mapping[str, Tensor]) -> dict[str, Any]:
         hidden, shots = size("kshot_rw.0.weight", 0), size("kshot_rw.0.weight", 1)
     elif has(r"kshot_rw\."):
         shots, hidden = size("kshot_rw.weight", 0), 0
-    return {
+    config = {
         "backbone": backbone,
         "base_classes": base_classes,
         "shots": shots,
         "shot_hidden_dim": hidden,
-        "dim": size("query_merge.0.weight", 0),
         "image_size": 633 if base_classes == 60 else 473,
     }
+    return (
+        config if is_base_learner(official) else config | {"dim": size("query_merge.0.weight", 0)}
+    )
 
 
-def _official_key(key: str) -> str:
+def is_base_learner(official: Mapping[str, Tensor]) -> bool:
+    """Whether there is nothing of the matching network."""
+    return not any(key.startswith(_MATCHING) for key in official)
+
+
+def whole_network_key(key: str) -> str:
+    """The key of the same tensor in a checkpoint of the whole network.
+
+    A base learner's file numbers its classifier otherwise, and holds its backbone twice.
+    """
+    key = key.removeprefix("module.")
+    key = re.sub(r"^cls\.4\.", "base_learnear.2.", key)
+    return re.sub(r"^encoder\.(\d)\.", r"layer\1.", key)
+
+
+def official_key(key: str) -> str:
+    """The authors' key of one of ours."""
     vgg = re.fullmatch(r"backbone\.body\.features_(\d+)\.(.*)", key)
     if vgg:
         index = int(vgg[1])

@@ -1,0 +1,91 @@
+"""`python -m hdmnet.convert checkpoint.pth out/`: an official checkpoint → a folder."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hdmnet.convert import Conversion, convert, read_checkpoint
+from hdmnet.model import HDMNet
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Convert, and print what became of each tensor; 0 if all went well."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hdmnet.convert",
+        description="Turn a released checkpoint of HDMNet, or of the base learner of BAM (PSPNet), "
+        "into a folder that HDMNet.from_pretrained loads. Nothing of the file is run.",
+    )
+    parser.add_argument("checkpoint", type=Path, help="the .pth file")
+    parser.add_argument("out", type=Path, help="the folder to write")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="load the folder again, and compare every tensor and a forward pass",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        state_dict, rest = read_checkpoint(options.checkpoint)
+        conversion = convert(state_dict)
+        report(conversion, rest)
+        conversion.model.save_pretrained(options.out)
+        print(f"written to {options.out}")
+        if options.check:
+            check(conversion, state_dict, options.out)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def report(conversion: Conversion, rest: list[str]) -> None:
+    """Print what was recognised, and every key."""
+    config = conversion.model.config
+    print(
+        f"recognised: {conversion.kind}, {config['backbone']}, {config['base_classes']} base "
+        f"classes, {config['shots']} shot(s), {config['image_size']} px"
+    )
+    shapes = {key: tuple(value.shape) for key, value in conversion.model.state_dict().items()}
+    mapped = [f"{theirs} -> {ours} {shapes[ours]}" for theirs, ours in conversion.mapped.items()]
+    dropped = [f"{key}: the same tensor again" for key in conversion.dropped]
+    dropped += [f"{key}: not of the network" for key in rest]
+    for title, lines in (
+        ("mapped", mapped),
+        ("dropped", dropped),
+        ("missing, left as initialised: train the matching network", conversion.missing),
+    ):
+        print(f"{title} ({len(lines)})", *lines, sep="\n  ")
+
+
+def check(conversion: Conversion, state_dict: dict[str, Tensor], folder: Path) -> None:
+    """Compare the folder with the checkpoint.
+
+    Raises:
+        ValueError: If a tensor or an output differs.
+    """
+    loaded = HDMNet.from_pretrained(folder)
+    tensors = loaded.state_dict()
+    for theirs, ours in conversion.mapped.items():
+        if not torch.equal(tensors[ours], state_dict[theirs].to(tensors[ours].dtype)):
+            raise ValueError(f"{ours} in {folder} is not {theirs} of the checkpoint")
+    generator = torch.Generator().manual_seed(0)
+    size = loaded.smallest_size + 8
+    query, support = torch.randn(2, 1, 3, size, size, generator=generator)
+    mask = torch.zeros(1, 1, size, size)
+    mask[..., size // 4 : size // 2, size // 4 : size // 2] = 1
+    with torch.inference_mode():
+        before = conversion.model(query, support[None], mask)
+        after = loaded(query, support[None], mask)
+    for name in ("final", "meta", "base", "prior"):
+        if not torch.equal(getattr(before, name), getattr(after, name)):
+            raise ValueError(f"{name} of the loaded folder differs from the converted model's")
+    print(
+        f"checked: {len(conversion.mapped)} tensors of {folder} are the checkpoint's, and a "
+        f"forward pass at {size} px gives the same before and after"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
