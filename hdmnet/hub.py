@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
 
 from hdmnet.pretrained import list_pretrained
 
+LONGEST_NAME = 255  # of a folder, on most systems
 FILES = constants.CONFIG_NAME, constants.SAFETENSORS_SINGLE_FILE
 
 
@@ -35,7 +36,7 @@ def locate(name: str | Path, **options: Any) -> tuple[Path, Path]:
     """
     bundled = [info.path for info in list_pretrained() if info.name == str(name)]
     folder = bundled[0] if bundled else Path(name)
-    if folder.is_dir():
+    if str(name) and len(folder.name) <= LONGEST_NAME and folder.is_dir():
         for file in FILES:
             if not (folder / file).is_file():
                 raise FileNotFoundError(
@@ -67,8 +68,9 @@ def _explain(
     page = f"{constants.ENDPOINT}/{repo}"
     match error:
         case HFValidationError():
+            shown = repo if len(repo) < LONGEST_NAME else repo[:LONGEST_NAME] + "…"
             return ValueError(
-                f"{repo!r} is neither a bundled model ({known}), nor a folder, nor a repository "
+                f"{shown!r} is neither a bundled model ({known}), nor a folder, nor a repository "
                 '"user/name" of the Hub'
             )
         case GatedRepoError():

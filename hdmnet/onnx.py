@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from hdmnet._files import replacing
+from hdmnet._files import write_whole
 from hdmnet.supports import SupportSet
 
 if TYPE_CHECKING:
@@ -119,8 +119,7 @@ def _write(
         verbose=False,
     )
     assert program is not None
-    with replacing(path) as temporary:
-        program.save(temporary)
+    write_whole(path, program.save)
 
 
 class _Encoder(nn.Module):

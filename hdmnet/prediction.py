@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from hdmnet._files import replacing
+from hdmnet._files import write_whole
+from hdmnet._fork import leave_parent
 from hdmnet._ops import nearest, upsample, widen_small
 from hdmnet.images import ImageLike, load_image, load_mask
 from hdmnet.supports import SupportSet
@@ -74,8 +75,8 @@ class Segmentation:
         path = Path(path)
         if path.suffix.lower() != ".png":
             raise ValueError(f"masks are saved as PNG: give a path that ends in .png, not {path}")
-        with replacing(path) as temporary:
-            Image.fromarray(self.mask.byte().mul(255).numpy()).save(temporary, format="PNG")
+        image = Image.fromarray(self.mask.byte().mul(255).numpy())
+        write_whole(path, lambda temporary: image.save(temporary, format="PNG"))
 
 
 def encode_supports(
@@ -84,6 +85,7 @@ def encode_supports(
     masks: ImageLike | Sequence[ImageLike],
 ) -> SupportSet:
     """Encode one class, see `HDMNet.encode_supports`."""
+    leave_parent()
     images, mask_list = _as_list(supports), _as_list(masks)
     if len(images) != len(mask_list) or not images:
         raise ValueError(
@@ -117,6 +119,7 @@ def predict(
     masks: ImageLike | Sequence[ImageLike] | None = None,
 ) -> Segmentation | list[Segmentation]:
     """Segment one image or a list of images, see `HDMNet.predict`."""
+    leave_parent()
     if isinstance(supports, SupportSet):
         if masks is not None:
             raise ValueError("an encoded SupportSet holds its masks: leave masks out")
@@ -141,29 +144,37 @@ def _segment(model: "HDMNet", query: ImageLike, supports: SupportSet) -> Segment
     return Segmentation(probability.cpu().clone())
 
 
-_LOCK = Lock()
-_Modes = list[tuple[nn.Module, bool]]
-_PREDICTING: dict[nn.Module, tuple[int, _Modes]] = {}
-"""Of models that predict: in how many threads, and the mode each module was found in."""
+class _Process:
+    """What the threads of one process share."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.predicting: dict[nn.Module, tuple[int, list[tuple[nn.Module, bool]]]] = {}
+        """Of models that predict: in how many threads, and the mode each module was found in."""
+
+
+# By process, for a fork may copy a lock that a thread of the parent holds.
+_PROCESSES: dict[int, _Process] = {}
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode and no gradients inside; when the last thread leaves, every module's own mode."""
-    with _LOCK:
-        threads, modes = _PREDICTING.get(model, (0, []))
+    here = _PROCESSES.setdefault(os.getpid(), _Process())
+    with here.lock:
+        threads, modes = here.predicting.get(model, (0, []))
         if threads == 0:
             modes = [(module, module.training) for module in model.modules()]
             model.eval()
-        _PREDICTING[model] = threads + 1, modes
+        here.predicting[model] = threads + 1, modes
     try:
         with torch.inference_mode():
             yield
     finally:
-        with _LOCK:
-            threads, modes = _PREDICTING.pop(model)
+        with here.lock:
+            threads, modes = here.predicting.pop(model)
             if threads > 1:
-                _PREDICTING[model] = threads - 1, modes
+                here.predicting[model] = threads - 1, modes
             else:
                 for module, training in modes:
                     module.training = training

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from huggingface_hub import ModelCard, constants
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from hdmnet._files import save_tensors, uninterrupted
+from hdmnet._fork import leave_parent
 
 if TYPE_CHECKING:
     from hdmnet.model import HDMNet
@@ -28,21 +30,26 @@ def save(model: "HDMNet", folder: Path, card: ModelCard) -> None:
     if model.is_fused:
         raise RuntimeError("a fused model cannot be loaded again: save the original")
     config = model.config | {"config_version": CONFIG_VERSION}
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
-        written = Path(temporary)
-        save_file(tensors, written / constants.SAFETENSORS_SINGLE_FILE, {"format": "pt"})
-        text = json.dumps(config, indent=2, sort_keys=True)
-        (written / constants.CONFIG_NAME).write_text(text, encoding="utf-8")
-        if not (folder / "README.md").exists():  # else its owner may have written it
-            card.save(written / "README.md")
-        for file in written.iterdir():
-            file.replace(folder / file.name)
+    tensors = model.state_dict()
+
+    def write() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
+            written = Path(temporary)
+            save_tensors(tensors, written / constants.SAFETENSORS_SINGLE_FILE, {"format": "pt"})
+            text = json.dumps(config, indent=2, sort_keys=True)
+            (written / constants.CONFIG_NAME).write_text(text, encoding="utf-8")
+            if not (folder / "README.md").exists():  # else its owner may have written it
+                card.save(written / "README.md")
+            for file in written.iterdir():
+                file.replace(folder / file.name)
+
+    uninterrupted(write)
 
 
 def load(cls: type[Model], config_file: Path, weights: Path, *, strict: bool) -> Model:
     """Make a model of its files, in eval mode, see `HDMNet.from_pretrained`."""
+    leave_parent()
     config = read_config(config_file, inspect.signature(cls.__init__).parameters)
     try:
         with torch.device("meta"):  # no memory is taken for what the file may not hold

@@ -10,10 +10,9 @@ from typing import Self
 import torch
 from einops import repeat
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from hdmnet._files import replacing
+from hdmnet._files import save_tensors, write_whole
 from hdmnet.attention import SupportTokens
 from hdmnet.priors import PriorFeatures
 
@@ -123,10 +122,9 @@ class SupportSet:
         """
         if self.fingerprint is None:
             raise ValueError("only a set made by encode_supports can be saved")
-        tensors = {name: tensor.contiguous() for name, tensor in self.named_tensors().items()}
-        about = {"format": FORMAT, "fingerprint": self.fingerprint}
-        with replacing(Path(path)) as temporary:
-            save_file(tensors, temporary, {"hdmnet": json.dumps(about)})
+        tensors = self.named_tensors()
+        about = {"hdmnet": json.dumps({"format": FORMAT, "fingerprint": self.fingerprint})}
+        write_whole(Path(path), lambda temporary: save_tensors(tensors, temporary, about))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Self:

@@ -6,9 +6,13 @@ import io
 import json
 import os
 import pickle
+import signal
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +21,8 @@ from conftest import make
 from PIL import Image
 from safetensors.torch import load, save
 
-from hdmnet import HDMNet, SupportSet
+from hdmnet import EpisodeLoss, HDMNet, SupportSet
+from hdmnet._ops import nearest, widen_small
 
 Attempt = Callable[[Path], str]
 SIZE = (50, 60)
@@ -183,13 +188,17 @@ mask("negative labels", lambda: pixels(-1, dtype=np.int64))
 mask("of another size", lambda: np.ones((60, 50), np.uint8))
 mask("in colour", lambda: np.zeros((*SIZE, 3), np.uint8))
 mask("probabilities of a JPEG", lambda: Image.open(io.BytesIO(encoded("JPEG"))).convert("L"))
-mask("None for one of two", lambda: None)
 mask("without values (meta device)", lambda: torch.zeros(SIZE, device="meta"))
 
 
 @attempt("mask", "two masks for one support")
 def _(_: Path) -> str:
     return str(MODEL.predict(photograph(), [photograph()], [pixels(1), pixels(1)]))
+
+
+@attempt("mask", "None for one of two")
+def _(_: Path) -> str:
+    return str(MODEL.predict(photograph(), [photograph(), photograph()], [pixels(1), None]))
 
 
 # Weights
@@ -443,3 +452,114 @@ def _(folder: Path) -> str:
     other = HDMNet(**MODEL.config).eval()
     other.predict(photograph(), SupportSet.load(folder / "set"))
     return "works"
+
+
+# Use
+
+
+@attempt("use", "eight threads on one model")
+def _(_: Path) -> str:
+    queries = [np.asarray(photograph())[i:, i:] for i in range(8)]
+    supports = MODEL.encode_supports(photograph(), pixels(1, 1, 1))
+    alone = [MODEL.predict(query, supports) for query in queries]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda query: MODEL.predict(query, supports), queries))
+    pairs = zip(alone, together, strict=True)
+    assert all(torch.equal(a.probability, b.probability) for a, b in pairs)
+    return "works: the answers of one thread"
+
+
+def run(script: str, *arguments: object) -> str:
+    """Run a file beside this one in a new process, which must end."""
+    command = [sys.executable, str(Path(__file__).parent / script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+for method in ("fork", "spawn"):
+    attempt("use", f"a pool of workers made by {method}, after the parent has computed")(
+        lambda _, method=method: run("in_a_pool.py", method)
+    )
+
+
+@attempt("use", "predictions in the middle of training")
+def _(_: Path) -> str:
+    def train(*, predicts: bool) -> list[torch.Tensor]:
+        torch.manual_seed(3)
+        model = make(**MODEL.config | {"image_size": 49, "frozen_norm": False}).train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        for _ in range(3):
+            query, support = torch.randn(2, 2, 3, 49, 49)
+            mask = torch.zeros(2, 1, 49, 49)
+            mask[..., 10:30, 10:30] = 1
+            if predicts:
+                model.predict(photograph(), photograph(), pixels(1, 1))
+            losses = EpisodeLoss()(model(query, support[:, None], mask), mask[:, 0].long())
+            optimizer.zero_grad()
+            losses.total.backward()
+            if predicts:
+                model.predict(photograph(), photograph(), pixels(1, 1))
+            optimizer.step()
+        return [*model.state_dict().values(), torch.get_rng_state()]
+
+    pairs = zip(train(predicts=False), train(predicts=True), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    return "works: not a bit of the trained weights changes"
+
+
+@attempt("use", "Ctrl-C at ten moments of a save")
+def _(folder: Path) -> str:
+    model, interrupted = HDMNet(**MODEL.config), 0
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for moment in range(0, 30, 3):
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.fill_(moment)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, moment * 4e-4)  # 0 is never
+                model.save_pretrained(folder)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                interrupted += 1
+            again = HDMNet.from_pretrained(folder)
+            (found,) = {value for p in again.parameters() for value in p.unique().tolist()}
+            assert found <= moment
+            assert {path.name for path in folder.iterdir()} == FILES
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted > 1
+    return "works: the folder holds the old model or the new one"
+
+
+FILES = {"README.md", "config.json", "model.safetensors"}
+
+attempt("use", "no space left while saving")(lambda folder: run("on_a_full_disk.py", folder))
+
+
+# Objects between the positions of the grid
+
+
+def vanishing(side: int) -> str:
+    """The share of squares, at all places of 473 px, that no position of a grid sees."""
+    line = torch.zeros(473 - side + 1, 1, 1, 473)
+    for place, one in enumerate(line):
+        one[..., place : place + side] = 1
+    # A square shows where its rows and its columns do.
+    seen = nearest(line, (1, 60)).flatten(1).any(dim=1).float().mean().item() ** 2
+    squares = line[::40, None, 0].mT * line[None, ::40, 0]
+    widened = widen_small(squares, (60, 60))
+    assert nearest(widened, (60, 60)).flatten(2).any(dim=2).all()
+    return f"works: {1 - seen:.0%} of them would fall between the positions, none does"
+
+
+for pixels_wide in (1, 2, 4, 6, 7, 8):
+    attempt("mask", f"squares of {pixels_wide} px at all places of 473 px, on a grid of 60 × 60")(
+        lambda _, side=pixels_wide: vanishing(side)
+    )

@@ -31,8 +31,10 @@ def outcome(attempt: Attempt, folder: Path) -> str:
     try:
         return attempt(folder)
     except (OSError, TypeError, ValueError) as error:
-        text = str(error).replace(f"{folder}/", "…/").replace(str(folder), "…")
-        text = re.sub(r"\(.*\)", "(…)", text, flags=re.DOTALL)
+        text = str(error)
+        if type(error.__cause__) not in (type(None), TypeError, ValueError):
+            text = text.replace(str(error.__cause__), "…")  # another library's, of any version
+        text = text.replace(f"{folder}/", "…/").replace(str(folder), "…")
         return f"{type(error).__name__}: {text}".replace("\n", " ").replace("|", "\\|")
 
 

@@ -113,7 +113,7 @@ class TestFile:
             temporary.write_bytes(b"half")
             raise OSError("disk full")
 
-        monkeypatch.setattr("hdmnet.supports.save_file", fail)
+        monkeypatch.setattr("hdmnet.supports.save_tensors", fail)
         with pytest.raises(OSError, match="disk full"):
             encode(model).save(path)
         assert path.read_bytes() == b"old"
