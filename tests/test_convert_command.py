@@ -39,7 +39,16 @@ def checkpoint(official: dict[str, Tensor], tmp_path: Path) -> Path:
 def test_a_second_process(checkpoint: Path, official: dict[str, Tensor], tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "hdmnet.convert", checkpoint, out, "--check"],
+        [
+            sys.executable,
+            "-W",
+            "error::RuntimeWarning",
+            "-m",
+            "hdmnet.convert",
+            checkpoint,
+            out,
+            "--check",
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -111,7 +120,8 @@ def test_a_malicious_pickle(
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     assert command.main([str(path), str(out)]) == 1
     message = capsys.readouterr().err
-    assert "is refused, nothing of it was run: it names posix.system" in message
+    assert "is refused, nothing of it was run" in message
+    assert "It names posix.system" in message
     assert not touched.exists()
     assert not out.exists()
     # The file does what it is said to do, where it is trusted.

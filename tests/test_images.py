@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch._subclasses import FakeTensorMode
 
 from hdmnet.images import box_mask, load_image, load_mask
 
@@ -195,7 +196,13 @@ class TestLoadImage:
         equal(load_image(chw(RGB).requires_grad_()).detach(), chw(RGB))
 
     def test_tensor_stays_on_its_device(self) -> None:
-        assert load_image(torch.zeros(3, H, W, dtype=torch.uint8, device="meta")).is_meta
+        with FakeTensorMode():  # torch's own stand-in for a device that is not here
+            pixels = torch.zeros(3, H, W, dtype=torch.uint8, device="cuda")
+            assert load_image(pixels).device == pixels.device
+
+    def test_tensor_without_values(self) -> None:
+        with pytest.raises(ValueError, match="on the meta device, where tensors hold no values"):
+            load_image(torch.zeros(3, H, W, dtype=torch.uint8, device="meta"))
 
     @pytest.mark.parametrize("source", [RGB.copy(), chw(RGB), torch.from_numpy(RGB).movedim(-1, 0)])
     def test_shares_no_memory(self, source) -> None:

@@ -28,11 +28,11 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"it names {named[1]}, and what a pickle names it can run" if named else "it cannot"
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        named = f" It names {found[1]}, and what a pickle names it can run." if found else ""
         raise ValueError(
-            f"{path} is refused, nothing of it was run: {what}. Expected tensors and plain "
-            "containers only, as torch.save writes of a state_dict()"
+            f"{path} is refused, nothing of it was run: it holds more than tensors and plain "
+            f"containers, or is damaged.{named} Expected what torch.save writes of a state_dict()"
         ) from error
     except Exception as error:  # damaged files fail in many ways
         raise ValueError(f"{path} is no checkpoint that torch.load can read: {error}") from error
