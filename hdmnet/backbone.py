@@ -114,6 +114,8 @@ def _create_body(name: str, *, pretrained: bool) -> Any:  # timm gives three cla
         except Exception as error:  # timm says in many ways that a model lacks an option
             reason = error
             continue
+        if "output_stride" in extra and body.feature_info.reduction()[-1] > 16:
+            continue  # older versions take the option for transformers too, and do nothing
         return timm.create_model(name, pretrained=True, **options) if pretrained else body
     raise ValueError(f"timm makes no pyramid of three levels of {name!r}: {reason}") from reason
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import make
 from hub_server import HubServer, Repo
-from huggingface_hub import constants, file_download
+from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
 
 from hdmnet import HDMNet
@@ -32,10 +32,7 @@ def server(monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes]) -> Iterator
         # What HF_ENDPOINT sets when the client is imported.
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        for module in (constants, file_download):  # the latter in older versions
-            monkeypatch.setattr(
-                module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=module is constants
-            )
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         server.repos[NAME] = Repo()
         server.repos[NAME].commit(files)
         yield server
@@ -161,7 +158,7 @@ def test_push(
 ) -> None:
     """Uploaded by the client, and loaded again, from the same server."""
     # Its other way to upload is a compiled client of another protocol.
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     server.repos.clear()
     model = make(**SMALL, image_size=96)
     card = {"license": "apache-2.0", "trained_on": "aquarium pictures"}
@@ -180,7 +177,7 @@ def test_push(
 
 
 def test_save_and_push(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     make(**SMALL).save_pretrained(tmp_path / "folder", push_to_hub=True, token="hf_write")
     assert server.repos["someone/folder"].commits
     assert HDMNet.from_pretrained(tmp_path / "folder").image_size == 64
