@@ -95,7 +95,8 @@ class FeaturePyramid(nn.Module):
 
 
 def _to_grid(x: Tensor, grid: Sequence[int]) -> Tensor:
-    return x if x.shape[-2:] == torch.Size(grid) else upsample(x, grid, align_corners=True)
+    same = tuple(x.shape[-2:]) == tuple(grid)
+    return x if same else upsample(x, grid, align_corners=True)
 
 
 def _create_body(name: str, *, pretrained: bool) -> Any:  # timm gives three classes

@@ -710,7 +710,8 @@ class HDMNet(
     def _support_channels(self, f2: Tensor, f3: Tensor, f4: Tensor) -> tuple[int, ...]:
         """`SupportSet.channels` of this model."""
         f5 = f3.shape[1] if self.psp is None else PSP_DIM
-        tokens = [self.config["dim"]] * len(self.config["heads"])
+        config = self._hub_mixin_config
+        tokens = [config["dim"]] * len(config["heads"])
         return REDUCED_DIM, *tokens, f5, f4.shape[1], 0 if self.ensemble is None else f2.shape[1]
 
     def _final(self, grid: _GridOutput, size: Sequence[int]) -> Tensor:

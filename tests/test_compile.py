@@ -5,6 +5,10 @@ import torch
 from conftest import assert_same, assert_same_output, episode, make
 from torch.export import Dim, export
 
+pytestmark = pytest.mark.skipif(
+    torch.__version__ < (2, 14), reason="the compiler of older torch does not leave sizes free"
+)
+
 
 @pytest.fixture(autouse=True)
 def _reset() -> None:

@@ -195,6 +195,7 @@ class TestLoadImage:
     def test_tensor_that_requires_grad(self) -> None:
         equal(load_image(chw(RGB).requires_grad_()).detach(), chw(RGB))
 
+    @pytest.mark.skipif(torch.__version__ < (2, 14), reason="looks for the device itself")
     def test_tensor_stays_on_its_device(self) -> None:
         with FakeTensorMode():  # torch's own stand-in for a device that is not here
             pixels = torch.zeros(3, H, W, dtype=torch.uint8, device="cuda")
