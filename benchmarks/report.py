@@ -76,7 +76,7 @@ timm's ResNet-50 (features only, stride 8, float32) on one picture of 473 × 473
 {time["T"]:.2f} CPU seconds and M = {memory["M"]:.0f} MB. Everything is a ratio of HDMNet on
 ResNet-50 at 473 × 473 to these, with synthetic weights, masks that cover 10 % of the picture, and
 `model.fused()`; training steps are of the model itself, with `freeze_backbone()`. Times are medians
-of runs that take turns in one process, and move by a few per cent; memory is the rise of the peak
+of runs that take turns in one process, and move by a tenth; memory is the rise of the peak
 in a second call, in a process of its own, and moves by a tenth.
 
 {machine}
