@@ -99,13 +99,13 @@ def encode_supports(
     ]
     size = (model.image_size, model.image_size)
     batch = torch.stack([_prepare(model, image) for image in tensors])
-    mask = torch.stack([_resize_label(label, size) for label in labels])
+    mask = torch.stack([resize_label(label, size) for label in labels])
     with evaluating(model):
         encoded = model.encode(batch[None], mask[None].to(batch.device))
     return replace(encoded, fingerprint=model.fingerprint())
 
 
-def _resize_label(label: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_label(label: Tensor, size: tuple[int, int]) -> Tensor:
     """(H, W) of 0, 1 and 255 → (h, w), by nearest neighbour; a small object keeps a pixel."""
     label = label[None, None].float()
     label = label.where(widen_small((label == 1).float(), size) == 0, 1)

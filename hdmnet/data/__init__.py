@@ -1,0 +1,33 @@
+"""Episodes of the benchmarks of few-shot segmentation, and of people's own data.
+
+Needs `pip install 'hdmnet[eval]'`. A `LabelledImages` reads a collection, an `EpisodeSampler` draws
+from it by the published rules, and an `EpisodeDataset` makes tensors of that.
+"""
+
+from hdmnet.data.coco import CocoInstances
+from hdmnet.data.dataset import BaseDataset, EpisodeDataset
+from hdmnet.data.episodes import Episode, EpisodeList, EpisodeSampler
+from hdmnet.data.folders import FSS1000, MaskFolders
+from hdmnet.data.folds import coco_fold, pascal_fold
+from hdmnet.data.pascal import PascalVOC
+from hdmnet.data.source import VOID, LabelledImages
+from hdmnet.data.transforms import EvalTransform, TrainTransform, Transform
+
+__all__ = [
+    "FSS1000",
+    "VOID",
+    "BaseDataset",
+    "CocoInstances",
+    "Episode",
+    "EpisodeDataset",
+    "EpisodeList",
+    "EpisodeSampler",
+    "EvalTransform",
+    "LabelledImages",
+    "MaskFolders",
+    "PascalVOC",
+    "TrainTransform",
+    "Transform",
+    "coco_fold",
+    "pascal_fold",
+]

@@ -1,0 +1,115 @@
+"""Collections with a folder for each class: FSS-1000, and people's own."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from hdmnet.data.source import VOID, LabelledImages, read_pixels, require_files
+from hdmnet.images import load_mask
+
+_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+_IGNORE = 255
+
+
+class _ClassFolders(LabelledImages):
+    """Images that show one class each."""
+
+    def __init__(self, members: Sequence[tuple[str, Path, Path]], root: Path, what: str) -> None:
+        """Take (class, image, mask) of each image."""
+        require_files([mask for *_, mask in members], what)
+        classes = sorted({name for name, *_ in members})
+        self._values = [classes.index(name) + 1 for name, *_ in members]
+        self._masks = [mask for *_, mask in members]
+        ids = [image.relative_to(root).as_posix() for _, image, _ in members]
+        super().__init__(classes, ids, [image for _, image, _ in members])
+
+    def label(self, index: int) -> NDArray[np.int32]:
+        """See `LabelledImages.label`."""
+        mask = self._mask(index)
+        label = np.where(mask == 1, self._values[index], 0)
+        label[mask == _IGNORE] = VOID
+        return label.astype(np.int32)
+
+    def _mask(self, index: int) -> NDArray[np.uint8]:
+        """(H, W): 0 background, 1 the class, 255 ignored."""
+        path = self._masks[index]
+        with Image.open(path) as image:
+            width, height = image.size
+        return load_mask(path, (height, width)).numpy()
+
+
+class MaskFolders(_ClassFolders):
+    """One's own data: `class/images/name.jpg` with `class/masks/name.png`.
+
+    An image and its mask have the same name but for the suffix. Masks are of the kinds that
+    `HDMNet.predict` takes: bool, {0, 1}, {0, 255} or {0, 1, 255}.
+
+    Args:
+        root: The folder of the classes.
+        classes: Names of the folders to take; all that have `images`, if left out.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or any mask is missing.
+        ValueError: If there are no images.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], classes: Sequence[str] | None = None) -> None:
+        root = Path(root)
+        if classes is None:
+            classes = sorted(path.parent.name for path in root.glob("*/images"))
+        members = []
+        for name in classes:
+            masks = {path.stem: path for path in (root / name / "masks").glob("*.*")}
+            for image in _images(root / name / "images"):
+                expected = root / name / "masks" / f"{image.stem}.png"
+                members.append((name, image, masks.get(image.stem, expected)))
+        super().__init__(members, root, "the folders of masks")
+
+
+class FSS1000(_ClassFolders):
+    """FSS-1000 (Li et al., CVPR 2020): `class/1.jpg` with `class/1.png`, ten of each class.
+
+    Args:
+        root: The folder of the classes.
+        classes: Names of the folders to take, such as the 240 test classes; all, if left out. Or
+            the path of a text file with a name in each line.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or any mask is missing.
+        ValueError: If there are no images.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        classes: Sequence[str] | os.PathLike[str] | None = None,
+    ) -> None:
+        root = Path(root)
+        if isinstance(classes, str | os.PathLike):
+            classes = Path(classes).read_text(encoding="utf-8").split()
+        if classes is None:
+            classes = sorted(path.name for path in root.iterdir() if path.is_dir())
+        members = [
+            (name, image, image.with_suffix(".png"))
+            for name in classes
+            for image in sorted((root / name).glob("*.jpg"), key=_number)
+        ]
+        super().__init__(members, root, "FSS-1000")
+
+    def _mask(self, index: int) -> NDArray[np.uint8]:
+        # Not all of its masks are pure black and white.
+        return (read_pixels(self._masks[index], mode="L") >= 128).astype(np.uint8)
+
+
+def _images(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+
+
+def _number(path: Path) -> tuple[int, str]:
+    return len(path.stem), path.stem

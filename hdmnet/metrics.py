@@ -1,0 +1,127 @@
+"""The scores of few-shot segmentation, as a torchmetrics `Metric`."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hdmnet.losses import IGNORE
+
+try:
+    from torchmetrics import Metric
+except ImportError as error:
+    raise ImportError("hdmnet.metrics needs: pip install 'hdmnet[eval]'") from error
+
+
+class FewShotIoU(Metric):
+    """mIoU over classes and FB-IoU of one or more heads.
+
+    Intersections and unions are summed over all episodes of a class before they are divided, and in
+    integers: any split of the episodes over batches or processes gives the very same scores.
+
+    Args:
+        classes: Names of the classes that episodes ask for.
+        heads: Names of the predictions that are scored side by side, such as `final` and `meta`.
+        **kwargs: As for `torchmetrics.Metric`.
+
+    Source: PANet (arXiv 1908.06391), section 4.1: mIoU and binary IoU; the latter since then called
+    FB-IoU.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    is_differentiable = False
+    intersection: Tensor
+    union: Tensor
+    episodes: Tensor
+
+    def __init__(
+        self, classes: Sequence[str], heads: Sequence[str] = ("final",), **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        for what, names in (("classes", classes), ("heads", heads)):
+            if not names or len(set(names)) < len(names):
+                raise ValueError(f"{what} must be one or more distinct names, got {list(names)}")
+        self.classes, self.heads = tuple(classes), tuple(heads)
+        # Of each head and class: background, foreground.
+        sums = torch.zeros(len(heads), len(classes), 2, dtype=torch.long)
+        self.add_state("intersection", sums.clone(), dist_reduce_fx="sum")
+        self.add_state("union", sums.clone(), dist_reduce_fx="sum")
+        counts = torch.zeros(len(classes), dtype=torch.long)
+        self.add_state("episodes", counts, dist_reduce_fx="sum")
+
+    def update(
+        self, prediction: Tensor | Mapping[str, Tensor], target: Tensor, label: Tensor
+    ) -> None:
+        """Count B episodes.
+
+        Args:
+            prediction: (B, H, W) masks, 1 or True = object; of several heads, a dict of such.
+            target: (B, H, W): 0 background, 1 object, 255 ignored.
+            label: (B,) index of each episode's class, from 0.
+
+        Raises:
+            ValueError: If heads, shapes or values do not fit.
+        """
+        if isinstance(prediction, Tensor):
+            prediction = dict.fromkeys(self.heads[:1], prediction)
+        if prediction.keys() != set(self.heads):
+            raise ValueError(f"expected the heads {self.heads}, got {tuple(prediction)}")
+        label = torch.as_tensor(label, device=self.episodes.device)
+        if label.shape != target.shape[:1] or target.ndim != 3:
+            raise ValueError(
+                f"target must be (B, H, W) and label (B,), got {tuple(target.shape)} and "
+                f"{tuple(label.shape)}"
+            )
+        if not ((label >= 0) & (label < len(self.classes))).all():
+            raise ValueError(f"label must be from 0 to {len(self.classes) - 1}, got {label}")
+        if not ((target == 0) | (target == 1) | (target == IGNORE)).all():
+            raise ValueError(f"target must hold 0, 1 and 255, got {target.unique().tolist()}")
+        counted = target != IGNORE
+        for head, name in enumerate(self.heads):
+            mask = prediction[name]
+            if mask.shape != target.shape or not ((mask == 0) | (mask == 1)).all():
+                raise ValueError(
+                    f"prediction {name!r} must be a mask of the target's {tuple(target.shape)}, "
+                    f"got {tuple(mask.shape)} with values from {mask.min()} to {mask.max()}"
+                )
+            for side in (0, 1):
+                inside, expected = (mask == side) & counted, target == side
+                for state, pixels in (
+                    (self.intersection, inside & expected),
+                    (self.union, inside | expected),
+                ):
+                    state[head, :, side].index_add_(0, label, pixels.sum((1, 2)).to(state))
+        self.episodes.index_add_(0, label, torch.ones_like(label))
+
+    def compute(self) -> dict[str, Tensor]:
+        """The scores, in [0, 1].
+
+        A class without episodes has no IoU (NaN) and is left out of the mean, with a warning.
+
+        Returns:
+            For each head `HEAD/mIoU`, the mean over classes, `HEAD/FB-IoU`, the mean of foreground
+            and background over all episodes, and `HEAD/IoU/CLASS`; and `episodes/CLASS`.
+        """
+        missed = [
+            name for name, count in zip(self.classes, self.episodes, strict=True) if not count
+        ]
+        if missed:
+            warnings.warn(
+                f"no episode asked for {', '.join(missed)}: left out of the mean",
+                UserWarning,
+                stacklevel=2,
+            )
+        scores = {}
+        iou = self.intersection[..., 1].double() / self.union[..., 1]
+        both = self.intersection.sum(1).double() / self.union.sum(1)
+        for head, name in enumerate(self.heads):
+            scores[f"{name}/mIoU"] = iou[head].nanmean().float()
+            scores[f"{name}/FB-IoU"] = both[head].nanmean().float()
+            for c, value in zip(self.classes, iou[head], strict=True):
+                scores[f"{name}/IoU/{c}"] = value.float()
+        for c, count in zip(self.classes, self.episodes, strict=True):
+            scores[f"episodes/{c}"] = count
+        return scores
