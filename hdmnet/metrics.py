@@ -80,6 +80,8 @@ class FewShotIoU(Metric):
         if not ((target == 0) | (target == 1) | (target == IGNORE)).all():
             raise ValueError(f"target must hold 0, 1 and 255, got {target.unique().tolist()}")
         counted = target != IGNORE
+        # Not in place: Lightning resets the states under inference_mode and updates them outside.
+        intersection, union = self.intersection.clone(), self.union.clone()
         for head, name in enumerate(self.heads):
             mask = prediction[name]
             if mask.shape != target.shape or not ((mask == 0) | (mask == 1)).all():
@@ -90,11 +92,12 @@ class FewShotIoU(Metric):
             for side in (0, 1):
                 inside, expected = (mask == side) & counted, target == side
                 for state, pixels in (
-                    (self.intersection, inside & expected),
-                    (self.union, inside | expected),
+                    (intersection, inside & expected),
+                    (union, inside | expected),
                 ):
                     state[head, :, side].index_add_(0, label, pixels.sum((1, 2)).to(state))
-        self.episodes.index_add_(0, label, torch.ones_like(label))
+        self.intersection, self.union = intersection, union
+        self.episodes = self.episodes.index_add(0, label, torch.ones_like(label))
 
     def compute(self) -> dict[str, Tensor]:
         """The scores, in [0, 1].

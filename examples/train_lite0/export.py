@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from evaluate import THRESHOLDS, Episode, HeldOut, IoU
 from safetensors.torch import load_file, save_file
+from score import THRESHOLDS, Episode, HeldOut, IoU
 from tqdm import tqdm
 
 from hdmnet import HDMNet

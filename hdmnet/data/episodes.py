@@ -143,15 +143,15 @@ class EpisodeList(Sequence[Episode]):
         episodes: The episodes, for example an `EpisodeSampler`.
 
     Raises:
-        ValueError: If there are none, or they differ in their number of shots.
+        ValueError: If there are none, or they differ in their number of shots, or have none.
     """
 
     def __init__(self, source: LabelledImages, episodes: Sequence[Episode]) -> None:
         self.source = source
         self._episodes = tuple(episodes)
         shots = {len(episode.supports) for episode in self._episodes}
-        if len(shots) != 1:
-            raise ValueError(f"expected episodes of one number of shots, got {sorted(shots)}")
+        if len(shots) != 1 or 0 in shots:
+            raise ValueError(f"expected episodes of one number of shots K ≥ 1, got {sorted(shots)}")
         self.shots = shots.pop()
 
     @property

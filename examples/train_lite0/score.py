@@ -5,7 +5,7 @@ another held-out folder. One-shot and five-shot share their queries. Composite p
 compared with PASCAL-5i or COCO-20i. The third yardstick, the same recipe without distillation, is
 measured by the same command.
 
-    python evaluate.py DATA MODEL
+    python score.py DATA MODEL
 """
 
 from __future__ import annotations

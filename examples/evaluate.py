@@ -1,0 +1,186 @@
+"""Score a model on episodes of PASCAL-5i, COCO-20i, FSS-1000 or one's own data, as the papers do.
+
+    python examples/evaluate.py pascal VOCdevkit/VOC2012 --model FOLDER --fold 0 --shots 1 --out OUT
+    python examples/evaluate.py coco COCO --model FOLDER --fold 0 --shots 5 --out OUT
+    python examples/evaluate.py folders MY_DATA --min-area 1 --out OUT
+
+`torchrun --nproc-per-node N examples/evaluate.py …` splits the episodes over N processes, with the
+identical result. COCO is a folder that holds `val2014` and `annotations/instances_val2014.json`.
+"""
+
+import argparse
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from PIL import Image
+from torch.utils.data import DataLoader, Subset
+from torchvision.utils import draw_segmentation_masks
+from tqdm import tqdm
+
+from hdmnet import HDMNet
+from hdmnet.data import (
+    FSS1000,
+    CocoInstances,
+    EpisodeDataset,
+    EpisodeList,
+    EpisodeSampler,
+    EvalTransform,
+    LabelledImages,
+    MaskFolders,
+    PascalVOC,
+    coco_fold,
+    pascal_fold,
+)
+from hdmnet.metrics import FewShotIoU
+
+logger = logging.getLogger(__name__)
+
+
+def open_source(args: argparse.Namespace) -> tuple[LabelledImages, tuple[int, ...] | None]:
+    """The images, and the classes of the fold."""
+    if args.data == "pascal":
+        return PascalVOC(args.root, args.list or "val"), pascal_fold(args.fold)
+    if args.data == "coco":
+        table = args.root / "annotations" / "instances_val2014.json"
+        source = CocoInstances(args.root / "val2014", table, crowd=args.crowd)
+        return source, coco_fold(args.fold, args.coco_split)
+    if args.data == "fss":
+        return FSS1000(args.root, args.list), None
+    return MaskFolders(args.root), None
+
+
+def choose_episodes(args: argparse.Namespace) -> EpisodeList:
+    """Those of a file, or drawn by the rules."""
+    source, classes = open_source(args)
+    if args.load:
+        return EpisodeList.load(args.load, source)
+    sampler = EpisodeSampler(
+        source,
+        classes,
+        shots=args.shots,
+        length=args.episodes,
+        seed=args.seed,
+        min_area=args.min_area,
+        order=args.order,
+        query_class=args.query_class,
+        cache=args.cache,
+    )
+    return EpisodeList(source, sampler)
+
+
+def score(model: HDMNet, episodes: EpisodeList, args: argparse.Namespace) -> dict[str, float]:
+    """Scores over all processes; rank 0 also draws a few answers."""
+    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    mean, std, pad = model.backbone.mean, model.backbone.std, args.resize == "pad"
+    transform = EvalTransform(model.image_size, mean=mean, std=std, keep_ratio=pad)
+    dataset = EpisodeDataset(episodes, transform)
+    mine = Subset(dataset, range(rank, len(dataset), world))
+    metric = FewShotIoU(dataset.class_names, heads=("final", "meta")).to(args.device)
+    loader = DataLoader(mine, num_workers=args.workers)
+    for number, batch in enumerate(tqdm(loader, desc="episodes", disable=rank > 0)):
+        batch = {name: value.to(args.device) for name, value in batch.items()}
+        target = batch["target"]
+        with torch.inference_mode():
+            output = model(batch["query"], batch["supports"], batch["masks"])
+        size = (target.shape[1], target.shape[2])
+        masks = {
+            head: transform.restore(getattr(output, head), size).argmax(dim=1)
+            for head in metric.heads
+        }
+        metric.update(masks, target, batch["label"])
+        if rank == 0 and number < args.pictures:
+            draw(episodes, number * world, masks["final"][0].cpu() == 1, args.out)
+    return {name: value.item() for name, value in metric.compute().items()}
+
+
+def draw(episodes: EpisodeList, number: int, mask: torch.Tensor, folder: Path) -> None:
+    """Write the supports with their masks in blue, beside the query with the answer in orange."""
+    source, (query, supports, label) = episodes.source, episodes[number]
+    shown = [(i, torch.from_numpy(source.label(i) == label), "blue") for i in supports[:5]]
+    tiles = []
+    for index, tint, color in [*shown, (query, mask, "orange")]:
+        pixels = (source.image(index) * 255).byte()
+        tinted = draw_segmentation_masks(pixels, tint, alpha=0.5, colors=color)
+        picture = Image.fromarray(tinted.permute(1, 2, 0).numpy())
+        tiles.append(picture.resize((round(picture.width * 240 / picture.height), 240)))
+    strip = Image.new("RGB", (sum(tile.width for tile in tiles), 240))
+    for i, tile in enumerate(tiles):
+        strip.paste(tile, (sum(t.width for t in tiles[:i]), 0))
+    strip.save(folder / f"episode-{number:04}-{source.classes[label - 1].replace('/', '_')}.jpg")
+
+
+def report(scores: dict[str, float]) -> str:
+    """A table of the scores in per cent, a row for each class."""
+    rows = ["| class | episodes | final | meta |", "|---|---|---|---|"]
+    for name in [key.removeprefix("episodes/") for key in scores if key.startswith("episodes/")]:
+        ious = (f"{100 * scores[f'{head}/IoU/{name}']:.1f}" for head in ("final", "meta"))
+        rows.append(f"| {name} | {scores[f'episodes/{name}']} | {' | '.join(ious)} |")
+    for what in ("mIoU", "FB-IoU"):
+        values = (f"{100 * scores[f'{head}/{what}']:.1f}" for head in ("final", "meta"))
+        rows.append(f"| **{what}** | | {' | '.join(values)} |")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """Parse the command line, score, and write results.json, a table, the episodes and pictures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", choices=("pascal", "coco", "fss", "folders"))
+    parser.add_argument("root", type=Path, help="folder of the data")
+    parser.add_argument("--model", default="hdmnet-lite0", help="name, folder or Hub repository")
+    parser.add_argument("--fold", type=int, default=0, help="0 to 3, of pascal and coco")
+    parser.add_argument("--shots", type=int, default=1)
+    parser.add_argument("--episodes", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--list", help="list of images (pascal) or file of class names (fss)")
+    parser.add_argument(
+        "--coco-split", choices=("interleaved", "contiguous"), default="interleaved"
+    )
+    parser.add_argument("--crowd", choices=("ignore", "class", "background"), default="ignore")
+    parser.add_argument("--order", choices=("list", "balanced"), default="list")
+    parser.add_argument("--query-class", choices=("shown", "listed"), default="shown")
+    parser.add_argument("--min-area", type=int, default=2048, help="pixels of a listed object")
+    parser.add_argument("--resize", choices=("pad", "stretch"), default="pad", help="of images")
+    parser.add_argument("--load", type=Path, help="file of episodes to score instead")
+    parser.add_argument("--cache", type=Path, help="file to keep what reading all labels found")
+    parser.add_argument("--pictures", type=int, default=5, help="answers to draw")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read images")
+    parser.add_argument("--device", help="default: cuda if there is one, else cpu")
+    parser.add_argument("--out", type=Path, default=Path("results"), help="folder to write to")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args.device = args.device or (
+        f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    )
+    if distributed := "WORLD_SIZE" in os.environ:
+        dist.init_process_group("nccl" if args.device.startswith("cuda") else "gloo")
+    args.out.mkdir(parents=True, exist_ok=True)
+    episodes = choose_episodes(args)
+    model = HDMNet.from_pretrained(args.model).to(args.device)
+    scores = score(model, episodes, args)
+    if not distributed or dist.get_rank() == 0:
+        write(args, episodes, scores)
+    if distributed:
+        dist.destroy_process_group()
+
+
+def write(args: argparse.Namespace, episodes: EpisodeList, scores: dict[str, float]) -> None:
+    """Write everything that says what was scored and how."""
+    how: dict[str, Any] = {
+        name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()
+    }
+    results = {"arguments": how, "episodes sha256": episodes.sha256, "scores": scores}
+    (args.out / "results.json").write_text(json.dumps(results, indent=1))
+    (args.out / "results.md").write_text(report(scores) + "\n")
+    episodes.save(args.out / "episodes.json")
+    logger.info("%s\n%s", report(scores), args.out / "results.json")
+
+
+if __name__ == "__main__":
+    main()

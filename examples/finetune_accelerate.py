@@ -1,0 +1,79 @@
+"""Fine-tune with Accelerate: the plain loop, on whatever `accelerate config` says.
+
+python examples/finetune_accelerate.py DATA RUN
+accelerate launch examples/finetune_accelerate.py DATA RUN
+"""
+
+import json
+import logging
+from argparse import Namespace
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from particles import arguments, make, measure, open_split
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from hdmnet import EpisodeLoss, HDMNet
+from hdmnet.data import EpisodeDataset, EpisodeSampler, TrainTransform
+
+logger = logging.getLogger(__name__)
+
+
+def train(args: Namespace) -> None:
+    """Train, measuring the held-out kinds as it goes."""
+    accelerator = Accelerator(mixed_precision="bf16" if args.bf16 else "no")
+    set_seed(0)
+    with accelerator.main_process_first():
+        make(args.data, args.count)
+    network = HDMNet.from_pretrained(args.model).freeze_backbone()
+    optimiser = torch.optim.AdamW(network.param_groups(args.lr), weight_decay=0.01)
+    episodes = EpisodeSampler(
+        open_split(args.data, "train"),
+        length=args.steps * args.batch,
+        min_area=1,
+        order="balanced",
+    )
+    transform = TrainTransform(args.size, mean=network.backbone.mean, std=network.backbone.std)
+    loader = DataLoader(
+        EpisodeDataset(episodes, transform), args.batch // accelerator.num_processes
+    )
+    schedule = torch.optim.lr_scheduler.PolynomialLR(optimiser, args.steps, power=0.9)
+    model, optimiser, loader = accelerator.prepare(network, optimiser, loader)
+    loss_of = EpisodeLoss()
+
+    curve = []
+    bar = tqdm(loader, disable=not accelerator.is_main_process)
+    model.train()
+    for step, batch in enumerate(bar):
+        if step % args.every == 0 and accelerator.is_main_process:
+            curve.append((step, measure(network, args.data, episodes=args.episodes)))
+            logger.info("step %d: mIoU %.3f", *curve[-1])
+        with accelerator.autocast():
+            output = model(batch["query"], batch["supports"], batch["masks"])
+        losses = loss_of(output, batch["target"])
+        optimiser.zero_grad()
+        accelerator.backward(losses.total)
+        optimiser.step()
+        schedule.step()
+    if accelerator.is_main_process:
+        curve.append((args.steps, measure(network, args.data, episodes=args.episodes)))
+        logger.info("step %d: mIoU %.3f", *curve[-1])
+        network.save_pretrained(args.run / "model")
+        (args.run / "curve.json").write_text(json.dumps(curve))
+    accelerator.end_training()
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = arguments(__doc__, steps=400, batch=4, lr=2e-4)
+    parser.add_argument("--model", default="hdmnet-lite0", help="name, folder or Hub repository")
+    parser.add_argument("--bf16", action="store_true", help="train under bfloat16 autocast")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    train(args)
+
+
+if __name__ == "__main__":
+    main()

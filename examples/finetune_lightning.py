@@ -1,0 +1,106 @@
+"""Fine-tune with Lightning: the module, the optimiser and the metric are all it takes.
+
+python examples/finetune_lightning.py DATA RUN
+"""
+
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from particles import arguments, make, open_split
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from hdmnet import EpisodeLoss, HDMNet
+from hdmnet.data import EpisodeDataset, EpisodeSampler, EvalTransform, TrainTransform
+from hdmnet.metrics import FewShotIoU
+
+
+class FewShotModule(lightning.LightningModule):
+    """HDMNet with the paper's objective and optimiser.
+
+    Args:
+        model: Name, folder or Hub repository.
+        lr: Learning rate of the transformer; the rest has ten times that.
+        classes: Names of the held-out classes.
+    """
+
+    def __init__(self, model: str, lr: float, classes: tuple[str, ...]) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.model = HDMNet.from_pretrained(model).freeze_backbone()
+        self.loss_of = EpisodeLoss()
+        self.held_out = FewShotIoU(classes)
+
+    def training_step(self, batch: dict[str, Tensor]) -> Tensor:
+        """Loss of a batch of episodes."""
+        output = self.model(batch["query"], batch["supports"], batch["masks"])
+        losses = self.loss_of(output, batch["target"])
+        self.log("train/loss", losses.total, prog_bar=True)
+        return losses.total
+
+    def validation_step(self, batch: dict[str, Tensor]) -> None:
+        """Count one held-out episode."""
+        output = self.model(batch["query"], batch["supports"], batch["masks"])
+        self.held_out.update(
+            _at_size(output.final, batch["target"]), batch["target"], batch["label"]
+        )
+
+    def on_validation_epoch_end(self) -> None:
+        """Log mIoU; Lightning's sanity check asks for a few classes only."""
+        if not self.trainer.sanity_checking:
+            self.log("held_out/mIoU", self.held_out.compute()["final/mIoU"], prog_bar=True)
+        self.held_out.reset()
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW with polynomial decay, as in the paper."""
+        groups = self.model.param_groups(self.hparams["lr"])
+        optimiser = torch.optim.AdamW(groups, weight_decay=0.01)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.PolynomialLR(optimiser, steps, power=0.9)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _at_size(scores: Tensor, target: Tensor) -> Tensor:
+    """Masks of the targets' size."""
+    size = (target.shape[-2], target.shape[-1])
+    return torch.nn.functional.interpolate(scores, size, mode="bilinear").argmax(dim=1)
+
+
+def main() -> None:
+    """Parse the command line and train."""
+    parser = arguments(__doc__, steps=400, batch=4, lr=2e-4)
+    parser.add_argument("--model", default="hdmnet-lite0", help="name, folder or Hub repository")
+    args = parser.parse_args()
+
+    lightning.seed_everything(0)
+    make(args.data, args.count)
+    train, test = (open_split(args.data, split) for split in ("train", "test"))
+    module = FewShotModule(args.model, args.lr, test.classes)
+    mean, std = module.model.backbone.mean, module.model.backbone.std
+    common: dict[str, Any] = {"min_area": 1, "order": "balanced"}
+    episodes = EpisodeDataset(
+        EpisodeSampler(train, length=args.steps * args.batch, **common),
+        TrainTransform(args.size, mean=mean, std=std),
+    )
+    held_out = EpisodeDataset(
+        EpisodeSampler(test, length=args.episodes, **common),
+        EvalTransform(module.model.image_size, mean=mean, std=std, keep_ratio=False),
+    )
+    trainer = lightning.Trainer(
+        default_root_dir=args.run,
+        max_epochs=1,
+        val_check_interval=min(args.every, args.steps),
+        logger=CSVLogger(args.run, name="log"),
+        log_every_n_steps=10,
+    )
+    held_out_loader = DataLoader(held_out)
+    trainer.validate(module, held_out_loader)  # before
+    trainer.fit(module, DataLoader(episodes, args.batch), held_out_loader)
+    module.model.save_pretrained(args.run / "model")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Fine-tune in a plain PyTorch loop, in one process or several, and go on where it was stopped.
+
+python examples/finetune_torch.py DATA RUN
+torchrun --nproc-per-node 2 examples/finetune_torch.py DATA RUN
+"""
+
+import json
+import logging
+import os
+from argparse import Namespace
+
+import torch
+import torch.distributed as dist
+from particles import arguments, make, measure, open_split
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from hdmnet import EpisodeLoss, HDMNet
+from hdmnet.data import EpisodeDataset, EpisodeSampler, TrainTransform
+
+logger = logging.getLogger(__name__)
+
+
+def train(args: Namespace) -> None:
+    """Train in this process, which is one of WORLD_SIZE if torchrun started it."""
+    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    if world > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    main = rank == 0
+    if main:
+        make(args.data, args.count)
+    if world > 1:
+        dist.barrier()
+    args.run.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(rank)
+
+    model = HDMNet.from_pretrained(args.model).freeze_backbone().to(device)
+    optimiser = torch.optim.AdamW(model.param_groups(args.lr), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.PolynomialLR(optimiser, args.steps, power=0.9)
+    loss_of = EpisodeLoss()
+    start, curve = 0, []
+    state_file = args.run / f"state-{rank}.pt"
+    if args.resume:
+        state = torch.load(state_file, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        schedule.load_state_dict(state["schedule"])
+        torch.set_rng_state(state["rng"])
+        torch.cuda.set_rng_state_all(state["cuda_rng"])
+        start, curve = state["step"], state["curve"]
+    elif main:
+        curve.append((0, measure(model, args.data, episodes=args.episodes)))
+
+    # Every kind of `train` is a base class; a base learner must not know the one asked for.
+    base = model.config["base_classes"]
+    base_classes = range(1, base + 1) if base else None
+    # Episodes are numbered: those of this process, and from here on, are a matter of counting.
+    episodes = EpisodeSampler(
+        open_split(args.data, "train"),
+        length=args.steps * args.batch,
+        min_area=1,
+        order="balanced",
+    )
+    transform = TrainTransform(args.size, mean=model.backbone.mean, std=model.backbone.std)
+    mine = range(start * args.batch + rank, len(episodes), world)
+    dataset = EpisodeDataset(episodes, transform, base_classes=base_classes)
+    loader = DataLoader(
+        Subset(dataset, mine),
+        batch_size=args.batch // world,
+        generator=torch.Generator(),  # else it would draw from the one of the dropout
+    )
+    wrapped = DistributedDataParallel(model) if world > 1 else model
+    wrapped.train()
+    for step, batch in enumerate(tqdm(loader, disable=not main), start=start + 1):
+        batch = {name: value.to(device) for name, value in batch.items()}
+        output = wrapped(batch["query"], batch["supports"], batch["masks"], batch.get("base_class"))
+        losses = loss_of(output, batch["target"])
+        optimiser.zero_grad()
+        losses.total.backward()
+        optimiser.step()
+        schedule.step()
+        if step % args.every == 0 or step == args.steps:
+            if main:
+                curve.append((step, measure(model, args.data, episodes=args.episodes)))
+                logger.info(
+                    "step %d: loss %.3f, mIoU %.3f", step, losses.total.item(), curve[-1][1]
+                )
+                (args.run / "curve.json").write_text(json.dumps(curve))
+                model.save_pretrained(args.run / "model")
+            state = {
+                "model": model.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "schedule": schedule.state_dict(),
+                "rng": torch.get_rng_state(),
+                "cuda_rng": torch.cuda.get_rng_state_all(),  # empty without CUDA
+                "step": step,
+                "curve": curve,
+            }
+            torch.save(state, state_file.with_suffix(".tmp"))
+            state_file.with_suffix(".tmp").replace(state_file)
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = arguments(__doc__, steps=400, batch=4, lr=2e-4)
+    parser.add_argument("--model", default="hdmnet-lite0", help="name, folder or Hub repository")
+    parser.add_argument("--resume", action="store_true", help="go on from the state of RUN")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Label a large folder of images with an encoded support set, on Ray Data.
+
+    python examples/label_with_ray.py IMAGES CLASS.safetensors OUT
+
+CLASS.safetensors is what `model.encode_supports(...).save(path)` wrote; the mask of IMAGES/a/b.jpg
+becomes OUT/a/b.jpg.png. After an interruption, the same command skips what has a mask, and what
+OUT/errors.jsonl lists as unreadable (take a line out to try that image again). If RAY_ADDRESS names
+a cluster, its nodes need hdmnet, and IMAGES and OUT under the same paths.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from hdmnet import HDMNet, SupportSet
+from hdmnet.images import load_image
+
+try:
+    import ray.data
+except ImportError as error:
+    raise SystemExit(f"{error}: pip install 'hdmnet[ray]'") from error
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+class Labeller:
+    """What an actor keeps: the model, and the class to look for."""
+
+    def __init__(self, shipped: ray.ObjectRef[tuple[HDMNet, SupportSet]], images: Path, out: Path):
+        torch.set_num_threads(1)  # an actor has one CPU
+        device = "cuda" if ray.get_gpu_ids() else "cpu"
+        model, supports = ray.get(shipped)
+        self._model, self._supports = model.to(device).fused(), supports.to(device)
+        self._images, self._out = images, out
+
+    def __call__(self, row: dict[str, bytes]) -> dict[str, bytes | str]:
+        """Label one image; the answer says what is wrong with it, if anything is."""
+        name = os.fsdecode(row["name"])
+        mask = self._out / f"{name}.png"
+        if not mask.exists():  # it does if an actor died between mask and answer
+            try:
+                image = load_image(self._images / name)
+            except (OSError, ValueError) as error:
+                return row | {"error": str(error)}
+            mask.parent.mkdir(parents=True, exist_ok=True)
+            self._model.predict(image, self._supports).save(mask)
+        return row | {"error": ""}
+
+
+def find_images(folder: Path, out: Path) -> Iterator[str]:
+    """Images in a folder and its subfolders, but not in `out`, by their path in the folder."""
+    for path in folder.rglob("*"):
+        if path.suffix.lower() in SUFFIXES and out not in path.parents and path.is_file():
+            yield str(path.relative_to(folder))
+
+
+def label(names: list[str], shipped: object, args: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Label images in a pool of actors; yields each with its error, empty for a good one."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(include_dashboard=False)
+    rows = [{"name": os.fsencode(name)} for name in names]  # as bytes: not every name is text
+    tasks = min(1 + len(rows) // args.batch_size, 10_000)  # Ray keeps account of each
+    answers = ray.data.from_items(rows, override_num_blocks=tasks).map(
+        Labeller,
+        fn_constructor_args=(ray.put(shipped), args.images, args.out),
+        compute=ray.data.ActorPoolStrategy(size=args.actors),
+        num_gpus=args.gpus_per_actor,
+    )
+    for answer in answers.iter_rows():
+        yield os.fsdecode(answer["name"]), answer["error"]
+
+
+def main() -> None:
+    """Parse the command line, and keep the books."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("images", type=Path, help="folder, with any subfolders")
+    parser.add_argument("supports", type=Path, help="file that SupportSet.save wrote")
+    parser.add_argument("out", type=Path, help="folder of the masks and of errors.jsonl")
+    parser.add_argument("--model", default="hdmnet-lite0", help="name, folder or Hub repository")
+    parser.add_argument("--actors", type=int, help="processes, a CPU each (default: all that fit)")
+    parser.add_argument("--batch-size", type=int, default=8, help="images of a task")
+    parser.add_argument("--gpus-per-actor", type=float, default=0, help="1, 0.5, … (default: none)")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    model, supports = HDMNet.from_pretrained(args.model), SupportSet.load(args.supports)
+    if supports.fingerprint != model.fingerprint():
+        parser.error(f"{args.supports} was encoded by another model than {args.model}")
+    args.images, args.out = args.images.resolve(strict=True), args.out.resolve()
+    args.out.mkdir(parents=True, exist_ok=True)
+    names = list(find_images(args.images, args.out))
+    start, count = time.perf_counter(), Counter[str]()
+    with open(args.out / "errors.jsonl", "a+", buffering=1, encoding="utf-8") as errors:
+        errors.seek(0)
+        known = {json.loads(line)["image"] for line in errors}
+        todo = [n for n in names if n not in known and not (args.out / f"{n}.png").exists()]
+        for name, error in label(todo, (model, supports), args) if todo else ():
+            count["unreadable" if error else "labelled"] += 1
+            if error:
+                errors.write(json.dumps({"image": name, "error": error}) + "\n")
+    seconds, good = time.perf_counter() - start, count["labelled"]
+    for left in args.out.rglob(".*.png.*.tmp"):  # by an actor that died in the midst of a mask
+        left.unlink()
+    summary = "%d labelled in %.0f s (%.1f a second), %d unreadable, %d skipped"
+    logger.info(summary, good, seconds, good / seconds, count["unreadable"], len(names) - len(todo))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""The examples for users' own training, a few steps each, as a user would start them."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from hdmnet import HDMNet
+
+for module in ("accelerate", "lightning", "segmentation_models_pytorch", "torchmetrics"):
+    pytest.importorskip(module, reason="needs hdmnet[examples]")
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SMALL = ["--count", "24", "--size", "64", "--episodes", "4"]
+
+
+def run(name: str, *arguments: object, processes: int = 0) -> str:
+    """What an example prints; with `processes`, under torchrun."""
+    launch = [sys.executable]
+    if processes:
+        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    done = subprocess.run(
+        [*launch, EXAMPLES / f"{name}.py", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def particles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few pictures; every other test finds them there."""
+    folder = tmp_path_factory.mktemp("particles")
+    run("particles", folder, "--count", 24)
+    return folder
+
+
+def read_curve(folder: Path) -> list[tuple[int, float]]:
+    return [(step, score) for step, score in json.loads((folder / "curve.json").read_text())]
+
+
+def test_resuming_gives_the_same_bits(particles: Path, tmp_path: Path) -> None:
+    options = [*SMALL, "--steps", "6", "--every", "2", "--batch", "2"]
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    run("finetune_torch", particles, whole, *options)
+
+    command = [sys.executable, EXAMPLES / "finetune_torch.py", particles, halved, *options]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while not (halved / "state-0.pt").is_file():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert torch.load(halved / "state-0.pt", weights_only=True)["step"] < 6
+    run("finetune_torch", particles, halved, *options, "--resume")
+
+    ours, theirs = (
+        torch.load(folder / "state-0.pt", weights_only=True) for folder in (whole, halved)
+    )
+    torch.testing.assert_close(ours["model"], theirs["model"], rtol=0, atol=0)
+    moments = (state["optimiser"]["state"] for state in (ours, theirs))
+    torch.testing.assert_close(*moments, rtol=0, atol=0)
+    assert read_curve(whole) == read_curve(halved)
+    assert [step for step, _ in read_curve(whole)] == [0, 2, 4, 6]
+
+
+def test_two_processes_have_the_gradients_of_one() -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+            Path(__file__).with_name("in_two_processes.py"),
+        ],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("the same gradients") == 3
+
+
+def test_torchrun(particles: Path, tmp_path: Path) -> None:
+    options = [*SMALL, "--steps", "2", "--every", "2", "--batch", "2"]
+    run("finetune_torch", particles, tmp_path, *options, processes=2)
+    first, second = (
+        torch.load(tmp_path / f"state-{rank}.pt", weights_only=True)["model"] for rank in (0, 1)
+    )
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    assert [step for step, _ in read_curve(tmp_path)] == [0, 2]
+
+
+def test_lightning(particles: Path, tmp_path: Path) -> None:
+    options = [*SMALL, "--steps", "2", "--every", "1", "--batch", "2"]
+    run("finetune_lightning", particles, tmp_path, *options)
+    assert HDMNet.from_pretrained(tmp_path / "model").config["base_classes"] == 0
+    log = next(tmp_path.glob("log/*/metrics.csv")).read_text()
+    assert "held_out/mIoU" in log
+
+
+def test_accelerate(particles: Path, tmp_path: Path) -> None:
+    options = [*SMALL, "--steps", "2", "--every", "1", "--batch", "2", "--bf16"]
+    run("finetune_accelerate", particles, tmp_path, *options)
+    assert [step for step, _ in read_curve(tmp_path)] == [0, 1, 2]
+    before = HDMNet.from_pretrained("hdmnet-lite0").state_dict()
+    after = HDMNet.from_pretrained(tmp_path / "model").state_dict()
+    frozen = [name for name in before if name.startswith("backbone.")]
+    assert all(torch.equal(before[name], after[name]) for name in frozen)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_both_stages_of_training(particles: Path, tmp_path: Path) -> None:
+    options = [*SMALL, "--steps", "2", "--every", "2", "--batch", "2"]
+    run("train_base_learner", particles, tmp_path / "base", *options)
+    learner = HDMNet.from_pretrained(tmp_path / "base" / "model")
+    assert (learner.config["base_classes"], learner.frozen_norm) == (12, True)
+    start = ("--model", tmp_path / "base" / "model")
+    run("finetune_torch", particles, tmp_path / "full", *options, *start)
+    full = HDMNet.from_pretrained(tmp_path / "full" / "model").state_dict()
+    for name, value in learner.state_dict().items():
+        if name.startswith(("backbone.", "psp.", "base_learner.")):
+            assert torch.equal(full[name], value)
+
+
+def test_adapting(particles: Path, tmp_path: Path) -> None:
+    options = ["--size", "64", "--steps", "1", "--episodes", "1", "--shots", "2"]
+    run("adapt_to_supports", particles, tmp_path, *options)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert set(results) == {"crescent", "flower", "cross", "gear", "mean"}
+
+
+def test_reusing_blocks(particles: Path, tmp_path: Path) -> None:
+    options = [*SMALL, "--steps", "2", "--every", "2", "--batch", "2"]
+    run("reuse_blocks", particles, tmp_path, *options)
+    assert [step for step, _ in read_curve(tmp_path)] == [0, 2]
+    assert (tmp_path / "weights.pt").is_file()
+
+
+def test_examples_are_short() -> None:
+    names = ["finetune_torch", "finetune_lightning", "finetune_accelerate", "train_base_learner"]
+    for name in [*names, "adapt_to_supports", "reuse_blocks", "label_with_ray"]:
+        assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 120, name
