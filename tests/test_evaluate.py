@@ -1,0 +1,130 @@
+"""The example that scores a model, on small trees of the real formats."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torchmetrics", reason="needs hdmnet[eval]")
+
+import trees
+from conftest import make
+from PIL import Image
+
+from hdmnet.data import EpisodeDataset, EpisodeList, EvalTransform, PascalVOC
+from hdmnet.metrics import FewShotIoU
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "evaluate.py"
+Evaluate = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluate:
+    """Run the example in this process; its results."""
+    make().save_pretrained(tmp_path / "model")
+
+    def call(*arguments: object, out: str = "out") -> dict[str, Any]:
+        options = ["--model", tmp_path / "model", "--out", tmp_path / out, "--episodes", 6]
+        monkeypatch.setattr("sys.argv", [str(SCRIPT), *map(str, [*arguments, *options])])
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+        return json.loads((tmp_path / out / "results.json").read_text())
+
+    return call
+
+
+def make_voc(root: Path) -> Path:
+    """Ten images of two classes of fold 1, of several sizes, with borders that are ignored."""
+    labels = {}
+    for i in range(10):
+        box = (8 + i, 8, 70 + i, 60)
+        border = (6 + i, 6, 72 + i, 62)
+        labels[f"2008_{i:06}"] = trees.boxes_label((90, 100 + 5 * i), {border: 255, box: 6 + i % 2})
+    return trees.voc(root, labels)
+
+
+def test_pascal(evaluate: Evaluate, tmp_path: Path) -> None:
+    root = make_voc(tmp_path)
+    results = evaluate("pascal", root, "--fold", 1, "--shots", 2, "--pictures", 2)
+    scores = results["scores"]
+    assert [scores["episodes/bus"], scores["episodes/car"]] == [3, 3]
+
+    # The same, by hand.
+    source = PascalVOC(root)
+    episodes = EpisodeList.load(tmp_path / "out" / "episodes.json", source)
+    assert results["episodes sha256"] == episodes.sha256
+    model = make()
+    transform = EvalTransform(model.image_size, mean=model.backbone.mean, std=model.backbone.std)
+    metric = FewShotIoU(("bus", "car"))
+    for item in EpisodeDataset(episodes, transform):
+        batch = {name: value[None] for name, value in item.items()}
+        final = model(batch["query"], batch["supports"], batch["masks"]).final
+        mask = transform.restore(final, tuple(item["target"].shape)).argmax(dim=1)
+        metric.update(mask, batch["target"], batch["label"])
+    for name, value in metric.compute().items():
+        assert scores[name] == pytest.approx(value.item(), abs=1e-6)
+
+    table = (tmp_path / "out" / "results.md").read_text()
+    assert f"| **mIoU** | | {100 * scores['final/mIoU']:.1f} |" in table
+    pictures = sorted((tmp_path / "out").glob("*.jpg"))
+    assert [path.name for path in pictures] == ["episode-0000-bus.jpg", "episode-0001-car.jpg"]
+    with Image.open(pictures[0]) as picture:
+        assert picture.height == 240
+        assert picture.width > 3 * 240
+
+    again = evaluate("pascal", root, "--load", tmp_path / "out" / "episodes.json", out="again")
+    assert again["scores"] == scores
+
+
+def test_coco(evaluate: Evaluate, tmp_path: Path) -> None:
+    size, box = (80, 90), (5, 5, 65, 70)
+    images = [(f"{i}.jpg", size, [(90 - i % 2, trees.polygon(box), False)]) for i in range(6)]
+    categories = {i + 11: f"class {i}" for i in range(1, 81)}
+    folder, table = trees.coco(tmp_path / "made", images, categories)
+    (tmp_path / "coco" / "annotations").mkdir(parents=True)
+    folder.rename(tmp_path / "coco" / "val2014")
+    table.rename(tmp_path / "coco" / "annotations" / "instances_val2014.json")
+    # Category 89 is the 78th: of fold 1 by default, of the last one in the contiguous split.
+    root = tmp_path / "coco"
+    scores = evaluate("coco", root, "--fold", 1, "--cache", tmp_path / "areas.json")["scores"]
+    assert scores["episodes/class 78"] == 6
+    assert (tmp_path / "areas.json").is_file()
+    split = ("--fold", 3, "--coco-split", "contiguous", "--resize", "stretch")
+    assert evaluate("coco", root, *split)["scores"]["episodes/class 79"] == 3
+
+
+def test_other_data(evaluate: Evaluate, tmp_path: Path) -> None:
+    root = trees.fss(tmp_path / "fss", ["abacus", "zebra"])
+    names = tmp_path / "names.txt"
+    names.write_text("zebra\n")
+    options = ("--list", names, "--min-area", 1, "--order", "balanced")
+    scores = evaluate("fss", root, *options)["scores"]
+    assert [name for name in scores if name.startswith("episodes")] == ["episodes/zebra"]
+    folders = trees.mask_folders(tmp_path / "own", {"nut": (5, 5, 25, 25), "bolt": (30, 8, 60, 40)})
+    assert "final/IoU/nut" in evaluate("folders", folders, "--min-area", 1)["scores"]
+
+
+def test_two_processes_score_the_same(evaluate: Evaluate, tmp_path: Path) -> None:
+    root = make_voc(tmp_path)
+    arguments = ["pascal", root, "--fold", "1", "--episodes", "7", "--model", tmp_path / "model"]
+    done = subprocess.run(
+        [
+            sys.executable,
+            *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+            *(SCRIPT, *arguments, "--out", tmp_path / "two"),
+        ],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    two = json.loads((tmp_path / "two" / "results.json").read_text())
+    one = evaluate("pascal", root, "--fold", 1, "--load", tmp_path / "two" / "episodes.json")
+    assert two["scores"] == one["scores"]
+    assert sum(v for k, v in two["scores"].items() if k.startswith("episodes/")) == 7
