@@ -2,6 +2,7 @@
 
     python examples/evaluate.py pascal VOCdevkit/VOC2012 --model FOLDER --fold 0 --shots 1 --out OUT
     python examples/evaluate.py coco COCO --model FOLDER --fold 0 --shots 5 --out OUT
+    python examples/evaluate.py json MY_IMAGES --annotations MINE.json --min-area 1 --out OUT
     python examples/evaluate.py folders MY_DATA --min-area 1 --out OUT
 
 `torchrun --nproc-per-node N examples/evaluate.py …` splits the episodes over N processes, with the
@@ -49,6 +50,8 @@ def open_source(args: argparse.Namespace) -> tuple[LabelledImages, tuple[int, ..
         table = args.root / "annotations" / "instances_val2014.json"
         source = CocoInstances(args.root / "val2014", table, crowd=args.crowd)
         return source, coco_fold(args.fold, args.coco_split)
+    if args.data == "json":
+        return CocoInstances(args.root, args.annotations, crowd=args.crowd), None
     if args.data == "fss":
         return FSS1000(args.root, args.list), None
     return MaskFolders(args.root), None
@@ -131,13 +134,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("data", choices=("pascal", "coco", "fss", "folders"))
+    parser.add_argument("data", choices=("pascal", "coco", "fss", "json", "folders"))
     parser.add_argument("root", type=Path, help="folder of the data")
     parser.add_argument("--model", default="hdmnet-lite0", help="name, folder or Hub repository")
     parser.add_argument("--fold", type=int, default=0, help="0 to 3, of pascal and coco")
     parser.add_argument("--shots", type=int, default=1)
     parser.add_argument("--episodes", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--annotations", type=Path, help="file of instances, of json")
     parser.add_argument("--list", help="list of images (pascal) or file of class names (fss)")
     parser.add_argument(
         "--coco-split", choices=("interleaved", "contiguous"), default="interleaved"
@@ -154,6 +158,8 @@ def main() -> None:
     parser.add_argument("--device", help="default: cuda if there is one, else cpu")
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder to write to")
     args = parser.parse_args()
+    if args.data == "json" and args.annotations is None:
+        parser.error("json needs --annotations")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args.device = args.device or (
         f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
@@ -162,7 +168,7 @@ def main() -> None:
         dist.init_process_group("nccl" if args.device.startswith("cuda") else "gloo")
     args.out.mkdir(parents=True, exist_ok=True)
     episodes = choose_episodes(args)
-    model = HDMNet.from_pretrained(args.model).to(args.device)
+    model = HDMNet.from_pretrained(args.model).to(args.device).fused()
     scores = score(model, episodes, args)
     if not distributed or dist.get_rank() == 0:
         write(args, episodes, scores)

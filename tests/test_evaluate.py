@@ -58,7 +58,7 @@ def test_pascal(evaluate: Evaluate, tmp_path: Path) -> None:
     source = PascalVOC(root)
     episodes = EpisodeList.load(tmp_path / "out" / "episodes.json", source)
     assert results["episodes sha256"] == episodes.sha256
-    model = make()
+    model = make().fused()
     transform = EvalTransform(model.image_size, mean=model.backbone.mean, std=model.backbone.std)
     metric = FewShotIoU(("bus", "car"))
     for item in EpisodeDataset(episodes, transform):

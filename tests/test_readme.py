@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ("README.md", "docs/speed.md", "docs/evaluation.md")
 
 
 def snippets(page: str) -> list[str]:
@@ -17,12 +18,17 @@ def snippets(page: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("page", "number"),
-    [(page, i) for page in ("README.md", "docs/speed.md") for i in range(len(snippets(page)))],
+    [(page, i) for page in PAGES for i in range(len(snippets(page)))],
 )
 def test_snippet_runs(
     page: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(ROOT / "examples" / "data", tmp_path / "examples" / "data")
+    if page == "docs/evaluation.md":
+        pytest.importorskip("torchmetrics", reason="needs hdmnet[eval]")
+        import trees
+
+        trees.mask_folders(tmp_path / "my_data", {"nut": (5, 5, 25, 25), "bolt": (30, 8, 60, 40)})
     monkeypatch.chdir(tmp_path)
     exec(compile(snippets(page)[number], f"snippet {number} of {page}", "exec"), {})
 
