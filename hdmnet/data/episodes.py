@@ -36,8 +36,8 @@ class EpisodeSampler(Sequence[Episode]):
         classes: Labels that episodes ask for: the base classes in training, the novel ones in
             testing (`pascal_fold`, `coco_fold`); all of the source, if left out.
         shots: K. Supports are distinct, and none is the query.
-        length: Number of episodes, 1000 in most papers. On COCO-20i that leaves the mean uncertain by
-            2 to 3 points: use 10 000 there.
+        length: Number of episodes, 1000 in most papers. On COCO-20i that leaves the mean uncertain
+            by 2 to 3 points: use 10 000 there.
         seed: 0 to 2³² - 1.
         min_area: Pixels that a class needs in an image to be listed for it, at the image's own
             size: 2048 in PFENet (arXiv 2008.01449), BAM and HDMNet, 1 for every object. Queries
