@@ -30,7 +30,8 @@ class FewShotModule(lightning.LightningModule):
     def __init__(self, model: str, lr: float, classes: tuple[str, ...]) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.model = HDMNet.from_pretrained(model).freeze_backbone()
+        # Lightning keeps the mode that it finds, and a loaded model is in eval mode.
+        self.model = HDMNet.from_pretrained(model).freeze_backbone().train()
         self.loss_of = EpisodeLoss()
         self.held_out = FewShotIoU(classes)
 
