@@ -70,7 +70,7 @@ class MatchingNetwork(nn.Module):
 
 def main() -> None:
     """Parse the command line, train, and measure before and after."""
-    args = arguments(__doc__, steps=600, batch=8, lr=1e-3).parse_args()
+    args = arguments(__doc__, steps=300, batch=8, lr=1e-3).parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.manual_seed(0)
     make(args.data, args.count)
