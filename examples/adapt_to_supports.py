@@ -12,7 +12,7 @@ from argparse import Namespace
 from copy import deepcopy
 
 import torch
-from particles import arguments, make, open_split, resizing, score, segmenter
+from particles import arguments, choose_device, make, open_split, resizing, score, segmenter
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -33,12 +33,15 @@ def adapt(model: HDMNet, supports: EpisodeList, args: Namespace) -> HDMNet:
     while bar.n < args.steps:
         dataset.set_epoch(bar.n)
         for batch in DataLoader(dataset, args.batch):
+            batch = {name: value.to(choose_device()) for name, value in batch.items()}
             output = model(batch["query"], batch["supports"], batch["masks"])
             losses = loss_of(output, batch["target"])
             optimiser.zero_grad()
             losses.total.backward()
             optimiser.step()
             bar.update()
+            if bar.n == args.steps:
+                break
     return model
 
 
@@ -48,11 +51,13 @@ def main() -> None:
     parser.add_argument("--model", default="hdmnet-lite0", help="name, folder or Hub repository")
     parser.add_argument("--shots", type=int, default=5)
     args = parser.parse_args()
+    if args.shots < 2:
+        parser.error("--shots must be at least 2: each is the query of the others")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.manual_seed(0)
     make(args.data, args.count)
     source = open_split(args.data, "test")
-    model = HDMNet.from_pretrained(args.model).freeze_backbone()
+    model = HDMNet.from_pretrained(args.model).freeze_backbone().to(choose_device())
     results = {}
     for label, kind in enumerate(source.classes, start=1):
         shown = [i for i, areas in enumerate(source.areas()) if label in areas]

@@ -2,8 +2,8 @@
 
     python examples/evaluate.py pascal VOCdevkit/VOC2012 --model FOLDER --fold 0 --shots 1 --out OUT
     python examples/evaluate.py coco COCO --model FOLDER --fold 0 --shots 5 --out OUT
-    python examples/evaluate.py json MY_IMAGES --annotations MINE.json --min-area 1 --out OUT
-    python examples/evaluate.py folders MY_DATA --min-area 1 --out OUT
+    python examples/evaluate.py json MY_IMAGES --annotations MINE.json --out OUT
+    python examples/evaluate.py folders MY_DATA --out OUT
 
 `torchrun --nproc-per-node N examples/evaluate.py …` splits the episodes over N processes, with the
 identical result. COCO is a folder that holds `val2014` and `annotations/instances_val2014.json`.
@@ -60,6 +60,7 @@ def open_source(args: argparse.Namespace) -> tuple[LabelledImages, tuple[int, ..
 def choose_episodes(args: argparse.Namespace) -> EpisodeList:
     """Those of a file, or drawn by the rules."""
     source, classes = open_source(args)
+    source.areas(args.cache)
     if args.load:
         return EpisodeList.load(args.load, source)
     sampler = EpisodeSampler(
@@ -71,9 +72,8 @@ def choose_episodes(args: argparse.Namespace) -> EpisodeList:
         min_area=args.min_area,
         order=args.order,
         query_class=args.query_class,
-        cache=args.cache,
     )
-    return EpisodeList(source, sampler)
+    return EpisodeList(source, sampler, sampler.classes)
 
 
 def score(model: HDMNet, episodes: EpisodeList, args: argparse.Namespace) -> dict[str, float]:
@@ -147,10 +147,10 @@ def main() -> None:
         "--coco-split", choices=("interleaved", "contiguous"), default="interleaved"
     )
     parser.add_argument("--crowd", choices=("ignore", "class", "background"), default="ignore")
-    parser.add_argument("--order", choices=("list", "balanced"), default="list")
+    parser.add_argument("--order", choices=("list", "balanced"), help="of queries")
     parser.add_argument("--query-class", choices=("shown", "listed"), default="shown")
-    parser.add_argument("--min-area", type=int, default=2048, help="pixels of a listed object")
-    parser.add_argument("--resize", choices=("pad", "stretch"), default="pad", help="of images")
+    parser.add_argument("--min-area", type=int, help="pixels of a listed object")
+    parser.add_argument("--resize", choices=("pad", "stretch"), help="of images")
     parser.add_argument("--load", type=Path, help="file of episodes to score instead")
     parser.add_argument("--cache", type=Path, help="file to keep what reading all labels found")
     parser.add_argument("--pictures", type=int, default=5, help="answers to draw")
@@ -160,28 +160,48 @@ def main() -> None:
     args = parser.parse_args()
     if args.data == "json" and args.annotations is None:
         parser.error("json needs --annotations")
+    # The rules of the papers, or of one's own data: every class alike, and what `predict` does.
+    published = args.data in ("pascal", "coco")
+    args.order = args.order or ("list" if published else "balanced")
+    args.min_area = args.min_area or (2048 if published else 1)
+    args.resize = args.resize or ("pad" if published else "stretch")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args.device = args.device or (
         f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     )
     if distributed := "WORLD_SIZE" in os.environ:
+        if args.device.startswith("cuda"):
+            torch.cuda.set_device(args.device)
         dist.init_process_group("nccl" if args.device.startswith("cuda") else "gloo")
     args.out.mkdir(parents=True, exist_ok=True)
-    episodes = choose_episodes(args)
     model = HDMNet.from_pretrained(args.model).to(args.device).fused()
+    if distributed and dist.get_rank():
+        dist.barrier()  # the first process reads the labels; with --cache, none does it again
+    episodes = choose_episodes(args)
+    if distributed and not dist.get_rank():
+        dist.barrier()
     scores = score(model, episodes, args)
     if not distributed or dist.get_rank() == 0:
-        write(args, episodes, scores)
+        write(args, model.fingerprint(), episodes, scores)
     if distributed:
         dist.destroy_process_group()
 
 
-def write(args: argparse.Namespace, episodes: EpisodeList, scores: dict[str, float]) -> None:
+def write(
+    args: argparse.Namespace, model: str, episodes: EpisodeList, scores: dict[str, float]
+) -> None:
     """Write everything that says what was scored and how."""
     how: dict[str, Any] = {
         name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()
     }
-    results = {"arguments": how, "episodes sha256": episodes.sha256, "scores": scores}
+    results = {
+        "model fingerprint": model,
+        "episodes sha256": episodes.sha256,
+        "episodes": len(episodes),
+        "shots": episodes.shots,
+        "arguments": how,
+        "scores": scores,
+    }
     (args.out / "results.json").write_text(json.dumps(results, indent=1))
     (args.out / "results.md").write_text(report(scores) + "\n")
     episodes.save(args.out / "episodes.json")

@@ -50,8 +50,7 @@ def train(args: Namespace) -> None:
         if step % args.every == 0 and accelerator.is_main_process:
             curve.append((step, measure(network, args.data, episodes=args.episodes)))
             logger.info("step %d: mIoU %.3f", *curve[-1])
-        with accelerator.autocast():
-            output = model(batch["query"], batch["supports"], batch["masks"])
+        output = model(batch["query"], batch["supports"], batch["masks"])
         losses = loss_of(output, batch["target"])
         optimiser.zero_grad()
         accelerator.backward(losses.total)

@@ -11,7 +11,7 @@ from argparse import Namespace
 
 import torch
 import torch.distributed as dist
-from particles import arguments, make, measure, open_split
+from particles import arguments, choose_device, make, measure, open_split
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
@@ -25,9 +25,11 @@ logger = logging.getLogger(__name__)
 def train(args: Namespace) -> None:
     """Train in this process, which is one of WORLD_SIZE if torchrun started it."""
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    if args.batch % world:
+        raise SystemExit(f"--batch {args.batch} cannot be split over {world} processes")
+    device = choose_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     if world > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     main = rank == 0
@@ -41,17 +43,19 @@ def train(args: Namespace) -> None:
     model = HDMNet.from_pretrained(args.model).freeze_backbone().to(device)
     optimiser = torch.optim.AdamW(model.param_groups(args.lr), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimiser, args.steps, power=0.9)
-    loss_of = EpisodeLoss()
-    start, curve = 0, []
-    state_file = args.run / f"state-{rank}.pt"
+    loss_of, start, curve = EpisodeLoss(), 0, []
+    state_file = args.run / "state.pt"
     if args.resume:
         state = torch.load(state_file, weights_only=True)
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         schedule.load_state_dict(state["schedule"])
-        torch.set_rng_state(state["rng"])
-        torch.cuda.set_rng_state_all(state["cuda_rng"])
         start, curve = state["step"], state["curve"]
+        torch.manual_seed(rank + world * start)
+        if main:
+            torch.set_rng_state(state["rng"])
+            if device.type == "cuda":
+                torch.cuda.set_rng_state(state["cuda_rng"])
     elif main:
         curve.append((0, measure(model, args.data, episodes=args.episodes)))
 
@@ -83,20 +87,17 @@ def train(args: Namespace) -> None:
         losses.total.backward()
         optimiser.step()
         schedule.step()
-        if step % args.every == 0 or step == args.steps:
-            if main:
-                curve.append((step, measure(model, args.data, episodes=args.episodes)))
-                logger.info(
-                    "step %d: loss %.3f, mIoU %.3f", step, losses.total.item(), curve[-1][1]
-                )
-                (args.run / "curve.json").write_text(json.dumps(curve))
-                model.save_pretrained(args.run / "model")
+        if main and (step % args.every == 0 or step == args.steps):
+            curve.append((step, measure(model, args.data, episodes=args.episodes)))
+            logger.info("step %d: loss %.3f, mIoU %.3f", step, losses.total.item(), curve[-1][1])
+            (args.run / "curve.json").write_text(json.dumps(curve))
+            model.save_pretrained(args.run / "model")
             state = {
                 "model": model.state_dict(),
                 "optimiser": optimiser.state_dict(),
                 "schedule": schedule.state_dict(),
                 "rng": torch.get_rng_state(),
-                "cuda_rng": torch.cuda.get_rng_state_all(),  # empty without CUDA
+                "cuda_rng": torch.cuda.get_rng_state() if device.type == "cuda" else None,
                 "step": step,
                 "curve": curve,
             }

@@ -194,7 +194,8 @@ def resizing(model: HDMNet) -> EvalTransform:
 def segmenter(model: HDMNet) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """Final scores of a copy for inference; the model stays as it is."""
     fused = model.fused()
-    return lambda query, supports, masks: fused(query, supports, masks).final
+    device = next(fused.parameters()).device
+    return lambda *episode: fused(*(tensor.to(device) for tensor in episode)).final.cpu()
 
 
 def score(
@@ -205,7 +206,9 @@ def score(
     """Mean IoU of what `segment` makes of episodes: scores (1, 2, H, W) of each."""
     dataset = EpisodeDataset(episodes, transform)
     metric = FewShotIoU(dataset.class_names, sync_on_compute=False)  # one process measures alone
-    for item in tqdm(DataLoader(dataset), desc="held-out kinds", leave=False):
+    # With a generator of its own: measuring is not to move the dropout of the training around it.
+    loader = DataLoader(dataset, generator=torch.Generator())
+    for item in tqdm(loader, desc="held-out kinds", leave=False):
         target = item["target"]
         with torch.inference_mode():
             scores = segment(item["query"], item["supports"], item["masks"])
@@ -227,6 +230,11 @@ def arguments(description: str | None, *, steps: int, batch: int, lr: float) -> 
     parser.add_argument("--episodes", type=int, default=100, help="of a measurement")
     parser.add_argument("--count", type=int, default=288, help="pictures to train on")
     return parser
+
+
+def choose_device() -> torch.device:
+    """A GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def main() -> None:

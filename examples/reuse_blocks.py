@@ -12,7 +12,7 @@ import logging
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from particles import arguments, held_out, make, open_split, score
+from particles import arguments, choose_device, held_out, make, open_split, score
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -23,23 +23,18 @@ from hdmnet.data import EpisodeDataset, EpisodeSampler, EvalTransform, TrainTran
 
 logger = logging.getLogger(__name__)
 
-LEVELS = slice(3, 6)  # features at 1/8, 1/16 and 1/32 of the image
+LEVELS = slice(2, 5)  # features at 1/4, 1/8 and 1/16 of the image
 
 
 class MatchingNetwork(nn.Module):
-    """An encoder's features, matched from coarse to fine.
-
-    Args:
-        encoder: Name of an encoder of segmentation_models_pytorch.
-        dim: Channels that are matched.
-    """
+    """Features of an encoder of segmentation_models_pytorch, matched from coarse to fine."""
 
     def __init__(self, encoder: str = "tu-tf_efficientnet_lite0", dim: int = 64) -> None:
         super().__init__()
         self.encoder = get_encoder(encoder, weights=None).requires_grad_(False)
         channels = self.encoder.out_channels[LEVELS]
         self.laterals = nn.ModuleList(nn.Conv2d(c, dim, 1) for c in channels)
-        self.cascade = CascadeMatching(dim, len(channels), prior_channels=1)
+        self.cascade = CascadeMatching(dim, len(channels), prior_channels=2)
 
     def train(self, mode: bool = True) -> "MatchingNetwork":
         """Keep the frozen encoder in eval mode."""
@@ -50,7 +45,7 @@ class MatchingNetwork(nn.Module):
     def forward(
         self, query: Tensor, supports: Tensor, masks: Tensor
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Logits (B, 2, H, W) and the correlation maps, coarsest first; arguments as of HDMNet."""
+        """Logits (B, 2, H, W) and correlation maps, coarsest first; arguments as of HDMNet."""
         shots = supports.shape[1]
         own = self.encoder(query)[LEVELS]
         shown = [
@@ -58,7 +53,9 @@ class MatchingNetwork(nn.Module):
             for level in self.encoder(rearrange(supports, "b k c h w -> (b k) c h w"))[LEVELS]
         ]
         mask = (masks == 1).float()
-        prior = cosine_prior(own[1], shown[1], mask)[:, None]
+        pairs = zip(own[1:], shown[1:], strict=True)
+        priors = [cosine_prior(level, other, mask)[:, None] for level, other in pairs]
+        prior = torch.cat([F.interpolate(p, own[0].shape[-2:]) for p in priors], dim=1)
         levels = [lateral(level) for lateral, level in zip(self.laterals, own, strict=True)]
         others = [
             rearrange(lateral(level.flatten(0, 1)), "(b k) c h w -> b k c h w", k=shots)
@@ -74,7 +71,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.manual_seed(0)
     make(args.data, args.count)
-    model = MatchingNetwork()
+    device = choose_device()
+    model = MatchingNetwork().to(device)
     # timm's ImageNet weights, which lie in the bundled model: nothing is downloaded.
     imagenet = HDMNet.from_pretrained("hdmnet-lite0").backbone.body
     model.encoder.model.load_state_dict(imagenet.state_dict())
@@ -85,22 +83,27 @@ def main() -> None:
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], args.lr)
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimiser, args.steps, power=0.9)
     distillation, curve = CorrelationDistillation(), []
+    balance = torch.tensor([1.0, 5.0], device=device)
     resize = EvalTransform(args.size, keep_ratio=False)
+
+    def segment(*episode: Tensor) -> Tensor:
+        return model(*(tensor.to(device) for tensor in episode))[0].cpu()
 
     def measured(step: int) -> None:
         model.eval()
-        miou = score(lambda *e: model(*e)[0], held_out(args.data, args.episodes), resize)
+        miou = score(segment, held_out(args.data, args.episodes), resize)
         model.train()
         curve.append((step, miou))
         logger.info("step %d: mIoU %.3f", step, miou)
 
     measured(0)
     for step, batch in enumerate(tqdm(loader), start=1):
+        batch = {name: value.to(device) for name, value in batch.items()}
         logits, correlations = model(batch["query"], batch["supports"], batch["masks"])
         target = batch["target"].long()
-        loss = F.cross_entropy(logits, target, ignore_index=255) + distillation(
-            correlations, target
-        )
+        # Objects are a twentieth of the pixels.
+        segmentation = F.cross_entropy(logits, target, balance, ignore_index=255)
+        loss = segmentation + distillation(correlations, target)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -11,7 +11,7 @@ from argparse import Namespace
 
 import torch
 import torch.nn.functional as F
-from particles import arguments, make, open_split, resizing
+from particles import arguments, choose_device, make, open_split, resizing
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassJaccardIndex
@@ -38,7 +38,7 @@ def measure(model: HDMNet, dataset: BaseDataset) -> float:
     model.eval()
     for item in tqdm(DataLoader(dataset), desc="val", leave=False):
         with torch.inference_mode():
-            logits = base_logits(model, item["image"])
+            logits = base_logits(model, item["image"].to(choose_device())).cpu()
         size = item["target"].shape[-2:]
         labels = F.interpolate(logits, size, mode="bilinear", align_corners=True).argmax(dim=1)
         metric.update(labels, item["target"].long())
@@ -52,11 +52,11 @@ def train(args: Namespace) -> None:
     make(args.data, args.count)
     source = open_split(args.data, "train")
     base_classes = range(1, len(source.classes) + 1)
-    if args.start:  # its backbone, and its matching network to go on from
+    if args.start:  # its backbone alone, whose weights are ImageNet's in the bundled model
         start = HDMNet.from_pretrained(args.start)
         config = start.config | {"base_classes": len(base_classes), "frozen_norm": False}
         model = HDMNet(**config)
-        model.load_state_dict(start.state_dict(), strict=False)
+        model.backbone.load_state_dict(start.backbone.state_dict())
     else:
         model = HDMNet(
             args.backbone,
@@ -65,6 +65,7 @@ def train(args: Namespace) -> None:
             pretrained_backbone=True,
         )
     assert model.psp is not None and model.base_learner is not None  # noqa: PT018
+    model.to(choose_device())
     head = [*model.psp.parameters(), *model.base_learner.parameters()]
     groups = [
         {"params": list(model.backbone.parameters()), "lr": args.lr},
@@ -76,13 +77,14 @@ def train(args: Namespace) -> None:
     mean, std = model.backbone.mean, model.backbone.std
     dataset = BaseDataset(source, base_classes, TrainTransform(args.size, mean=mean, std=std))
     val = BaseDataset(open_split(args.data, "val"), base_classes, resizing(model))
-    loader = DataLoader(dataset, args.batch, shuffle=True, drop_last=True)
+    loader = DataLoader(dataset, args.batch, shuffle=True, drop_last=len(dataset) > args.batch)
 
     curve = [(0, measure(model, val))]
     bar = tqdm(total=args.steps)
     while bar.n < args.steps:
         dataset.set_epoch(bar.n)
         for batch in loader:
+            batch = {name: value.to(choose_device()) for name, value in batch.items()}
             logits = base_logits(model, batch["image"])
             loss = F.cross_entropy(logits, batch["target"].long(), ignore_index=255)
             optimiser.zero_grad()

@@ -204,7 +204,7 @@ def _read(
 
 def _upright(source: Image.Image | IO[bytes], name: str) -> Image.Image:
     try:
-        image = source if isinstance(source, Image.Image) else _open(source)
+        image = source if isinstance(source, Image.Image) else open_image(source)
         return ImageOps.exif_transpose(image)
     except UnidentifiedImageError as error:
         raise ValueError(
@@ -216,7 +216,7 @@ def _upright(source: Image.Image | IO[bytes], name: str) -> Image.Image:
         ) from error
 
 
-def _open(file: IO[bytes]) -> Image.Image:
+def open_image(file: IO[bytes]) -> Image.Image:
     """Open a file of any format but EPS, which is a program that Pillow would let run."""
     Image.init()
     return Image.open(file, formats=[name for name in Image.OPEN if name != "EPS"])

@@ -69,7 +69,7 @@ class FewShotIoU(Metric):
             prediction = dict.fromkeys(self.heads[:1], prediction)
         if prediction.keys() != set(self.heads):
             raise ValueError(f"expected the heads {self.heads}, got {tuple(prediction)}")
-        label = torch.as_tensor(label, device=self.episodes.device)
+        label = torch.as_tensor(label, device=self.episodes.device).long()
         if label.shape != target.shape[:1] or target.ndim != 3:
             raise ValueError(
                 f"target must be (B, H, W) and label (B,), got {tuple(target.shape)} and "
@@ -99,6 +99,12 @@ class FewShotIoU(Metric):
         self.intersection, self.union = intersection, union
         self.episodes = self.episodes.index_add(0, label, torch.ones_like(label))
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """`update`, and the scores of this batch alone, which seldom asks for every class."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "no episode asked for")
+            return super().forward(*args, **kwargs)
+
     def compute(self) -> dict[str, Tensor]:
         """The scores, in [0, 1].
 
@@ -118,8 +124,9 @@ class FewShotIoU(Metric):
                 stacklevel=2,
             )
         scores = {}
-        iou = self.intersection[..., 1].double() / self.union[..., 1]
-        both = self.intersection.sum(1).double() / self.union.sum(1)
+        intersection, union = self.intersection.cpu().double(), self.union.cpu()
+        iou = intersection[..., 1] / union[..., 1]
+        both = intersection.sum(1) / union.sum(1)
         for head, name in enumerate(self.heads):
             scores[f"{name}/mIoU"] = iou[head].nanmean().float()
             scores[f"{name}/FB-IoU"] = both[head].nanmean().float()

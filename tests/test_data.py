@@ -25,6 +25,7 @@ from hdmnet.data import (
     VOID,
     BaseDataset,
     CocoInstances,
+    Episode,
     EpisodeDataset,
     EpisodeList,
     EpisodeSampler,
@@ -73,7 +74,7 @@ def dog_and_cat() -> NDArray[np.uint8]:
 
 
 def test_voc(tmp_path: Path) -> None:
-    root = trees.voc(tmp_path, {"2007_000032": dog_and_cat(), "größe_1": dog_and_cat() // 2 * 0})
+    root = trees.voc(tmp_path, {"2007_000032": dog_and_cat(), "größe_1": dog_and_cat() * 0})
     source = PascalVOC(root)
     assert source.ids == ("2007_000032", "größe_1")
     assert source.classes[11] == "dog"
@@ -207,10 +208,21 @@ def test_coco_that_is_not_whole(tmp_path: Path) -> None:
     (images / "nobody.jpg").unlink()
     with pytest.raises(FileNotFoundError, match="2 files of COCO are missing"):
         CocoInstances(images, path)
-    table["annotations"][0]["segmentation"] = []
+    for key, value, message in (
+        ("segmentation", [], "annotation 1 has no segmentation, and a box"),
+        ("category_id", 99, "annotation 1 has no category: there is no 99"),
+        ("image_id", 7, "annotation 1 has no image: there is no 7"),
+    ):
+        whole = table["annotations"][0]
+        changed = table | {"annotations": [whole | {key: value}]}
+        path.write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match=message):
+            CocoInstances(images, path)
+    table["categories"][0]["name"] = "dog"
     path.write_text(json.dumps(table))
-    with pytest.raises(ValueError, match="1 annotations have no segmentation, such as 1"):
-        CocoInstances(images, path)
+    make_coco(tmp_path / "whole")
+    with pytest.raises(ValueError, match="the class 'dog' is listed more than once"):
+        CocoInstances(tmp_path / "whole" / "images", path)
     path.write_text("[]")
     with pytest.raises(ValueError, match="no COCO file"):
         CocoInstances(images, path)
@@ -219,6 +231,16 @@ def test_coco_that_is_not_whole(tmp_path: Path) -> None:
         CocoInstances(images, path)
     with pytest.raises(FileNotFoundError, match="instances"):
         CocoInstances(images, tmp_path / "instances_2014.json")
+
+
+def test_coco_counts_pixels_as_they_are_stored(tmp_path: Path) -> None:
+    images, path = make_coco(tmp_path)
+    upright = CocoInstances(images, path).image(0)
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by half: the size stays what it is
+    with Image.open(images / "a.jpg") as image:
+        image.save(images / "a.jpg", exif=exif, quality=95)
+    assert (CocoInstances(images, path).image(0) - upright).abs().mean() < 0.02
 
 
 # Folders of classes
@@ -234,6 +256,8 @@ def test_fss(tmp_path: Path) -> None:
     names.write_text("zebra\nabacus\n")
     assert FSS1000(root, names).classes == ("abacus", "zebra")
     assert len(FSS1000(root, ["zebra"])) == 10
+    with pytest.raises(FileNotFoundError, match=r"no folder .*typo"):
+        FSS1000(root, ["abacus", "typo"])
     (root / "zebra" / "3.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 files of FSS-1000.*\n.*3\.png"):
         FSS1000(root)
@@ -255,8 +279,21 @@ def test_mask_folders(tmp_path: Path) -> None:
     assert MaskFolders(root, ["bolt"]).classes == ("bolt",)
     with pytest.raises(FileNotFoundError, match="no folder"):
         MaskFolders(root, ["screw"])
-    with pytest.raises(ValueError, match="no images"):
-        MaskFolders(tmp_path / "nut")
+    for nowhere in ("nut", "nowhere"):
+        with pytest.raises(FileNotFoundError, match=f"no folder CLASS/images in .*{nowhere}"):
+            MaskFolders(root / nowhere)
+    (root / "nut" / "images" / "bild 1.png").write_bytes(b"GIF89a")
+    (root / "nut" / "masks" / "bild 1.gif").write_bytes(b"GIF89a")
+    with pytest.raises(ValueError, match=r"bild 1\.gif cannot be decoded"):
+        MaskFolders(root, ["nut"]).areas()
+
+
+def test_no_label_is_handed_to_ghostscript(tmp_path: Path) -> None:
+    root = trees.mask_folders(tmp_path, {"nut": (5, 5, 25, 25)})
+    Image.new("L", (64, 48)).save(root / "nut" / "masks" / "bild 0.png", format="EPS")
+    with pytest.raises(ValueError, match="cannot be decoded") as caught:
+        MaskFolders(root).label(0)
+    assert "Ghostscript" not in str(caught.value)
 
 
 # Areas
@@ -297,8 +334,22 @@ def test_areas_are_kept(tmp_path: Path) -> None:
     assert again.areas(cache) == expected
     assert (source.read, again.read) == (2, 0)
     other = Drawn(tmp_path, [*labels, one(BIG, 3)])
-    assert len(other.areas(cache)) == 3
+    assert len(other.areas(str(cache))) == 3
     assert other.read == 3
+    for text in ('{"images": []}', "", "[]", '{"format": "hdmnet areas 1"}'):
+        cache.write_text(text)
+        with pytest.raises(ValueError, match="is no file of areas"):
+            Drawn(tmp_path, labels).areas(cache)
+        assert cache.read_text() == text
+    Drawn(tmp_path, labels).areas(tmp_path / "new" / "areas.json")
+    assert (tmp_path / "new" / "areas.json").is_file()
+
+
+def test_areas_depend_on_what_a_crowd_is(tmp_path: Path) -> None:
+    images, path = make_coco(tmp_path)
+    cache = tmp_path / "areas.json"
+    assert CocoInstances(images, path).areas(cache)[2] == {1: 200}
+    assert CocoInstances(images, path, crowd="class").areas(cache)[2] == {1: 200, 2: 1400}
 
 
 # Rules
@@ -401,6 +452,21 @@ def test_episodes_stay_what_they_are(tmp_path: Path) -> None:
     assert sampler[-1] == sampler[20]
     with pytest.raises(IndexError):
         sampler[21]
+    with pytest.raises(TypeError, match="slice"):
+        sampler[0:2]
+    balanced = EpisodeSampler(source, shots=2, seed=7, order="balanced")
+    assert [balanced[0], balanced[1]] == [(6, (3, 0), 1), (3, (6, 15), 1)]
+
+
+def test_classes_with_too_few_images_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = Drawn(tmp_path, [one(BIG, 1)] * 3 + [one(BIG, 2)], classes=2)
+    sampler = EpisodeSampler(source, length=20)
+    assert {episode.label for episode in sampler} == {1}
+    assert "too few images for 1 shots, never asked for: class 2" in caplog.text
+    # Both are scored, so that the metric can say which had no episode.
+    assert EpisodeDataset(sampler, EvalTransform(64)).class_names == ("class 1", "class 2")
 
 
 @pytest.mark.parametrize(
@@ -452,6 +518,12 @@ def test_lists(tmp_path: Path) -> None:
             EpisodeList.load(path, source)
     with pytest.raises(ValueError, match="one number of shots"):
         EpisodeList(source, [*drawn, *EpisodeSampler(source)])
+    with pytest.raises(ValueError, match="its own support"):
+        EpisodeList(source, [Episode(2, (0, 2), 1)])
+    wider = EpisodeList(source, drawn, (1, 2, 5))
+    wider.save(path)
+    assert EpisodeList.load(path, source).classes == wider.classes == (1, 2, 5)
+    assert wider.sha256 == drawn.sha256
 
 
 def _renamed(source: Drawn) -> Drawn:
@@ -485,7 +557,8 @@ def test_training_items(tmp_path: Path) -> None:
         assert set(base.unique().tolist()) <= {0, 1, 2, 255}
 
 
-def test_items_are_a_function_of_seed_epoch_and_index(tmp_path: Path) -> None:
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_items_are_a_function_of_seed_epoch_and_index(tmp_path: Path, context: str) -> None:
     source = Drawn(tmp_path, [one(BIG, 1 + i % 2) for i in range(8)])
     dataset = EpisodeDataset(EpisodeSampler(source, shots=2), TrainTransform(64), seed=3)
 
@@ -494,7 +567,13 @@ def test_items_are_a_function_of_seed_epoch_and_index(tmp_path: Path) -> None:
 
     torch.manual_seed(5)
     here = queries(DataLoader(dataset, batch_size=2))
-    workers = DataLoader(dataset, batch_size=2, num_workers=2, persistent_workers=True)
+    workers = DataLoader(
+        dataset,
+        batch_size=2,
+        num_workers=2,
+        persistent_workers=True,
+        multiprocessing_context=context,
+    )
     torch.manual_seed(6)
     assert torch.equal(queries(workers), here)
     dataset.set_epoch(1)
@@ -505,12 +584,16 @@ def test_items_are_a_function_of_seed_epoch_and_index(tmp_path: Path) -> None:
     assert not torch.equal(queries(DataLoader(other, batch_size=2)), here)
 
 
-def test_items_leave_the_global_generator_alone(tmp_path: Path) -> None:
+def test_items_leave_all_generators_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(seed: int) -> None:
+        raise AssertionError("the generators of GPUs were seeded")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", refuse)
     source = Drawn(tmp_path, [one(BIG, 1)] * 3)
     dataset = EpisodeDataset(EpisodeSampler(source), TrainTransform(64))
-    torch.manual_seed(6)
+    before = torch.get_rng_state()
     expected = torch.rand(4)
-    torch.manual_seed(6)
+    torch.set_rng_state(before)
     dataset[1]
     assert torch.equal(torch.rand(4), expected)
 
@@ -524,6 +607,8 @@ def test_base_items(tmp_path: Path) -> None:
     assert torch.equal(item["target"], torch.from_numpy(expected))
     with pytest.raises(ValueError, match="no image"):
         BaseDataset(source, (5,), EvalTransform(64))
+    with pytest.raises(ValueError, match=r"at most 254 base classes .* got 255"):
+        BaseDataset(source, range(1, 256), EvalTransform(64))
 
 
 # Transforms
@@ -550,11 +635,11 @@ def test_images_and_labels_move_alike(size: int) -> None:
 
 def test_without_an_object_any_window_will_do() -> None:
     transform = TrainTransform(32)
-    windows = {
-        transform.query(torch.rand(3, 64, 64), torch.zeros(64, 64, dtype=torch.uint8))[0].shape
-        for _ in range(5)
-    }
-    assert windows == {(3, 32, 32)}
+    image = torch.arange(64.0).expand(3, 64, 64) / 64
+    windows = [transform.query(image, torch.zeros(64, 64, dtype=torch.uint8))[0] for _ in range(8)]
+    assert all(window.shape == (3, 32, 32) for window in windows)
+    lefts = [window.mean() for window in windows]
+    assert max(lefts) - min(lefts) > 0.2
     assert len(transform.query(torch.rand(3, 20, 64))) == 1
 
 

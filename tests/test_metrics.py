@@ -78,6 +78,27 @@ def test_a_class_that_is_never_asked_for() -> None:
     assert scores["episodes/dog"] == 0
 
 
+def test_forward_says_nothing_of_classes_that_a_batch_lacks() -> None:
+    masks, target, _ = draw(6)
+    metric = FewShotIoU(NAMES)
+    label = torch.tensor([0, 0, 2, 2, 2, 2], dtype=torch.int32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        metric(masks["final"], target, label)
+    with pytest.warns(UserWarning, match="dog"):
+        metric.compute()
+
+
+def test_states_may_become_inference_tensors() -> None:
+    masks, target, label = draw(6)
+    metric = FewShotIoU(NAMES)
+    with torch.inference_mode():
+        metric.update(masks["final"], target, label)
+        metric.reset()
+    metric.update(masks["final"], target, label)
+    assert metric.episodes.sum() == 6
+
+
 def test_perfect_and_wrong() -> None:
     _, target, label = draw(30)
     metric = FewShotIoU(NAMES, heads=("final", "meta"))

@@ -1,21 +1,26 @@
 """COCO, and one's own data in its format."""
 
-import contextlib
-import io
+import json
 import os
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from hdmnet.data.source import VOID, LabelledImages, require_files
+from hdmnet.data.source import VOID, LabelledImages, read_pixels, require_files
+from hdmnet.images import load_image
+
+CROWDS = ("ignore", "class", "background")
 
 
 class CocoInstances(LabelledImages):
     """Images with an instances JSON, such as COCO 2014's, as labels of classes.
 
-    Where instances overlap, the smaller one is seen: it is the one in front more often.
+    Where instances overlap, the smaller one is seen: it is the one in front more often. Images are
+    read as they are stored, as the JSON counts their pixels, and not turned by EXIF.
 
     Args:
         images: Folder of the images, such as `val2014`.
@@ -27,7 +32,8 @@ class CocoInstances(LabelledImages):
     Raises:
         FileNotFoundError: If the JSON or any image is missing.
         ImportError: If the extra is not installed.
-        ValueError: If the JSON is damaged, holds no images, or an instance has no mask.
+        ValueError: If the JSON is damaged, holds no images, or an instance has no mask or a
+            category or image that is not listed.
     """
 
     def __init__(
@@ -38,48 +44,69 @@ class CocoInstances(LabelledImages):
         crowd: Literal["ignore", "class", "background"] = "ignore",
     ) -> None:
         try:
-            from pycocotools.coco import COCO
+            import pycocotools.mask
         except ImportError as error:
             raise ImportError("COCO needs: pip install 'hdmnet[eval]'") from error
-        labels_of_crowds = ("ignore", "class", "background")
-        if crowd not in labels_of_crowds:
-            raise ValueError(f"crowd must be one of {labels_of_crowds}, got {crowd!r}")
-        require_files([Path(annotations)], "COCO")
+        if crowd not in CROWDS:
+            raise ValueError(f"crowd must be one of {CROWDS}, got {crowd!r}")
+        self._rle, self._crowd = pycocotools.mask, crowd
+        path = Path(annotations)
+        require_files([path], "COCO")
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # it prints how long it took
-                self._coco = COCO(str(annotations))
-            self._images = self._coco.loadImgs(sorted(self._coco.imgs))
-            names = [image["file_name"] for image in self._images]
-            categories = sorted(self._coco.cats)
-            classes = [self._coco.cats[category]["name"] for category in categories]
-        except (ValueError, KeyError, TypeError, AssertionError) as error:
-            raise ValueError(f"{annotations} is no COCO file of instances: {error!r}") from error
-        self._label_of = {category: label for label, category in enumerate(categories, start=1)}
-        self._crowd = crowd
-        if bad := [str(a["id"]) for a in self._coco.anns.values() if not a.get("segmentation")]:
-            raise ValueError(
-                f"{annotations}: {len(bad)} annotations have no segmentation, such as "
-                f"{', '.join(bad[:5])}: boxes alone are no masks"
-            )
+            table = json.loads(path.read_text(encoding="utf-8"))
+            listed = sorted(table["images"], key=lambda image: image["id"])
+            categories = sorted(table["categories"], key=lambda category: category["id"])
+            names = [str(image["file_name"]) for image in listed]
+            self._sizes = [(int(image["height"]), int(image["width"])) for image in listed]
+            classes = [str(category["name"]) for category in categories]
+            label_of = {category["id"]: c for c, category in enumerate(categories, start=1)}
+            instances: dict[Any, list[Any]] = {image["id"]: [] for image in listed}
+            annotated = [
+                (a["id"], a["image_id"], a["category_id"], a) for a in table["annotations"]
+            ]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no COCO file of instances: {error!r}") from error
+        for number, image, category, annotation in annotated:
+            for what, known in (
+                ("segmentation, and a box alone is no mask", annotation.get("segmentation")),
+                (f"category: there is no {category}", category in label_of),
+                (f"image: there is no {image}", image in instances),
+            ):
+                if not known:
+                    raise ValueError(f"{path}: annotation {number} has no {what}")
+            depth = bool(annotation.get("iscrowd")), float(annotation.get("area", 0))
+            one = *depth, label_of[category], annotation["segmentation"]
+            instances[image].append(one)
+        # In one piece: millions of objects would be copied into every worker that reads them.
+        texts = [json.dumps(instances[image["id"]]).encode() for image in listed]
+        self._ends = np.cumsum([0, *map(len, texts)])
+        self._instances = b"".join(texts)
         files = [Path(images) / name for name in names]
         require_files(files, "COCO")
-        super().__init__(classes, names, files)
+        super().__init__(classes, names, files, about=(crowd, path.stat().st_size))
+
+    def image(self, index: int) -> Tensor:
+        """See `LabelledImages.image`."""
+        return load_image(torch.from_numpy(read_pixels(self.files[index], "RGB")).permute(2, 0, 1))
 
     def label(self, index: int) -> NDArray[np.int32]:
         """See `LabelledImages.label`."""
-        image = self._images[index]
-        label = np.zeros((image["height"], image["width"]), np.int32)
-        instances = self._coco.imgToAnns[image["id"]]
+        label = np.zeros(self._sizes[index], np.int32)
+        text = self._instances[self._ends[index] : self._ends[index + 1]]
         # Crowds first: an instance that is outlined is better known than the crowd around it.
-        for annotation in sorted(instances, key=self._depth):
-            mask = self._coco.annToMask(annotation) > 0
-            label[mask] = self._value(annotation)
+        for crowd, _, value, segmentation in sorted(
+            json.loads(text), key=lambda one: (not one[0], -one[1])
+        ):
+            if crowd and self._crowd != "class":
+                value = VOID if self._crowd == "ignore" else 0
+            label[self._decode(segmentation, self._sizes[index])] = value
         return label
 
-    def _depth(self, annotation: dict[str, Any]) -> tuple[bool, float]:
-        return not annotation.get("iscrowd"), -float(annotation.get("area", 0))
-
-    def _value(self, annotation: dict[str, Any]) -> int:
-        if annotation.get("iscrowd") and self._crowd != "class":
-            return VOID if self._crowd == "ignore" else 0
-        return self._label_of[annotation["category_id"]]
+    def _decode(self, segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
+        """Polygons, or RLE as numbers or compressed, as a mask (H, W)."""
+        coded = segmentation
+        if isinstance(segmentation, list):
+            coded = self._rle.merge(self._rle.frPyObjects(segmentation, *size))
+        elif isinstance(segmentation["counts"], list):
+            coded = self._rle.frPyObjects(segmentation, *size)
+        return np.asarray(self._rle.decode(coded)) > 0

@@ -36,7 +36,7 @@ class _Seeded(Dataset[dict[str, Tensor]]):
         number = int(self._epoch) * len(self) + range(len(self))[index]
         seed = np.random.SeedSequence([self._seed, number]).generate_state(1)[0]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(seed))
+            torch.default_generator.manual_seed(int(seed))  # and no GPU's
             yield number
 
 
@@ -51,13 +51,17 @@ class EpisodeDataset(_Seeded):
       that a batch holds one;
     * `label`, the class as an index of `class_names`;
     * with `base_classes`, `base_target` (H, W), uint8: 0 background, 1 … n, 255 ignored, and
-      `base_class`, the index of the class among them, or -1.
+      `base_class`, the index of the class among them, or -1 if it is a novel one, as in testing
+      (`HDMNet.forward` has no use for it then).
 
     Args:
         episodes: Of an `EpisodeSampler`, or an `EpisodeList`.
         transform: `TrainTransform`, `EvalTransform` or another.
         base_classes: Labels of the base learner's classes.
         seed: Of the transform.
+
+    Raises:
+        ValueError: If there are more than 254 base classes.
     """
 
     def __init__(
@@ -70,8 +74,9 @@ class EpisodeDataset(_Seeded):
     ) -> None:
         super().__init__(seed)
         self.episodes, self._transform = episodes, transform
-        self._base_classes = None if base_classes is None else list(base_classes)
+        self._base_classes = None if base_classes is None else _check_base(base_classes)
         self.class_names = tuple(episodes.source.classes[label - 1] for label in episodes.classes)
+        self._position = {label: i for i, label in enumerate(episodes.classes)}
 
     def __len__(self) -> int:
         return len(self.episodes)
@@ -96,7 +101,7 @@ class EpisodeDataset(_Seeded):
             "supports": torch.stack(supports),
             "masks": torch.stack(masks),
             "target": target,
-            "label": torch.tensor(self.episodes.classes.index(episode.label)),
+            "label": torch.tensor(self._position[episode.label]),
         }
         if base_classes is not None:
             known = episode.label in base_classes
@@ -118,7 +123,7 @@ class BaseDataset(_Seeded):
         seed: Of the transform.
 
     Raises:
-        ValueError: If no image is left.
+        ValueError: If no image is left, or there are more than 254 base classes.
 
     Source: BAM (arXiv 2203.07615), base learner.
     """
@@ -132,7 +137,8 @@ class BaseDataset(_Seeded):
         seed: int = 0,
     ) -> None:
         super().__init__(seed)
-        self._source, self._classes, self._transform = source, list(base_classes), transform
+        self._source, self._transform = source, transform
+        self._classes = _check_base(base_classes)
         self._images = [
             i for i, shown in enumerate(source.areas()) if shown and shown.keys() <= {*base_classes}
         ]
@@ -148,6 +154,12 @@ class BaseDataset(_Seeded):
             image, label = _read(self._source, position)
             image, target = self._transform.query(image, _base_label(label, self._classes))
         return {"image": image, "target": target}
+
+
+def _check_base(classes: Sequence[int]) -> list[int]:
+    if len(classes) >= IGNORE:
+        raise ValueError(f"at most {IGNORE - 1} base classes fit into a label, got {len(classes)}")
+    return list(classes)
 
 
 def _read(source: LabelledImages, index: int) -> tuple[Tensor, NDArray[np.int32]]:

@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import logging
+import operator
 import os
+from bisect import bisect_left
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
@@ -11,6 +14,8 @@ import numpy as np
 
 from hdmnet._files import write_whole
 from hdmnet.data.source import LabelledImages
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "hdmnet episodes 1"
 MIN_AREA = 2 * 32 * 32
@@ -47,12 +52,14 @@ class EpisodeSampler(Sequence[Episode]):
             classes) or stay, those pixels being background (`background`: training of PFENet and
             HSNet, arXiv 2104.01538, and all testing).
         order: `list`: every query in turn, in the order of the source, its class drawn among those
-            of `classes` that it shows (PFENet, BAM, HDMNet). `balanced`: the class is drawn first,
-            all alike, then a query among its listed images (HSNet).
+            of `classes` that it shows (PFENet, BAM, HDMNet); if `length` is less than the number of
+            queries, only the first of them. `balanced`: the class is drawn first, all alike, then a
+            query among its listed images (HSNet on COCO).
         query_class: With `order="list"`, whether the class is drawn among all that the query shows,
             small ones included (`shown`: PFENet, BAM, HDMNet), or among those that it is listed
             for (`listed`).
-        cache: File to keep the source's areas in, see `LabelledImages.areas`.
+
+    A large source is read once with `source.areas(cache)` before.
 
     Raises:
         ValueError: If an argument is out of its range, or no class has K + 1 listed images.
@@ -70,7 +77,6 @@ class EpisodeSampler(Sequence[Episode]):
         other_classes: Literal["background", "drop"] = "background",
         order: Literal["list", "balanced"] = "list",
         query_class: Literal["shown", "listed"] = "shown",
-        cache: Path | None = None,
     ) -> None:
         every = range(1, len(source.classes) + 1)
         wanted = sorted(set(every if classes is None else classes))
@@ -89,12 +95,17 @@ class EpisodeSampler(Sequence[Episode]):
         _check_choice("query_class", query_class, ("shown", "listed"))
         self.source, self.shots, self.seed, self._order = source, shots, seed, order
 
-        areas = source.areas(cache)
+        areas = source.areas()
         drop = other_classes == "drop"
         kept = [i for i, shown in enumerate(areas) if not drop or shown.keys() <= set(wanted)]
         listed = {c: [i for i in kept if areas[i].get(c, 0) >= min_area] for c in wanted}
+        self.classes = tuple(wanted)
         # A class without K supports beside a query can ask for nothing.
         self._listed = {c: images for c, images in listed.items() if len(images) > shots}
+        if few := [source.classes[c - 1] for c in wanted if c not in self._listed]:
+            logger.warning(
+                "too few images for %d shots, never asked for: %s", shots, ", ".join(few)
+            )
         if not self._listed:
             most = max(listed, key=lambda c: len(listed[c]))
             raise ValueError(
@@ -109,30 +120,27 @@ class EpisodeSampler(Sequence[Episode]):
         self._queries = list(self._choices)
         self._length = length or len(self._queries)
 
-    @property
-    def classes(self) -> tuple[int, ...]:
-        """Labels of the classes that have enough images to be asked for."""
-        return tuple(self._listed)
-
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, number: int) -> Episode:  # type: ignore[override]  # takes no slices
-        return self.draw(range(len(self))[number])
+        return self.draw(range(len(self))[operator.index(number)])
 
     def draw(self, number: int) -> Episode:
         """Episode of any number from 0, which may be beyond the length."""
         # RandomState, because numpy promises that its streams never change.
         rng = np.random.RandomState([self.seed, number])
         if self._order == "balanced":
-            label = self.classes[rng.randint(len(self.classes))]
+            label = list(self._listed)[rng.randint(len(self._listed))]
             query = self._listed[label][rng.randint(len(self._listed[label]))]
         else:
             query = self._queries[number % len(self._queries)]
             label = self._choices[query][rng.randint(len(self._choices[query]))]
-        others = [i for i in self._listed[label] if i != query]
-        supports = rng.choice(len(others), self.shots, replace=False)
-        return Episode(query, tuple(others[i] for i in supports), label)
+        images = self._listed[label]
+        at = bisect_left(images, query)  # a query in which the class is small is none of them
+        found = at < len(images) and images[at] == query
+        chosen = rng.choice(len(images) - found, self.shots, replace=False).tolist()
+        return Episode(query, tuple(images[i + (found and i >= at)] for i in chosen), label)
 
 
 class EpisodeList(Sequence[Episode]):
@@ -141,23 +149,30 @@ class EpisodeList(Sequence[Episode]):
     Args:
         source: The images.
         episodes: The episodes, for example an `EpisodeSampler`.
+        classes: Labels that are scored: those that `episodes` asks for, if left out. A sampler's
+            `classes` may hold more, of which chance asked for none.
 
     Raises:
-        ValueError: If there are none, or they differ in their number of shots, or have none.
+        ValueError: If there are none, they differ in their number of shots or have none, or a query
+            is its own support.
     """
 
-    def __init__(self, source: LabelledImages, episodes: Sequence[Episode]) -> None:
+    def __init__(
+        self,
+        source: LabelledImages,
+        episodes: Sequence[Episode],
+        classes: Collection[int] | None = None,
+    ) -> None:
         self.source = source
         self._episodes = tuple(episodes)
+        asked = {episode.label for episode in self._episodes}
+        self.classes = tuple(sorted(asked.union(() if classes is None else classes)))
+        if any(query in supports for query, supports, _ in self._episodes):
+            raise ValueError("a query is its own support")
         shots = {len(episode.supports) for episode in self._episodes}
         if len(shots) != 1 or 0 in shots:
             raise ValueError(f"expected episodes of one number of shots K ≥ 1, got {sorted(shots)}")
         self.shots = shots.pop()
-
-    @property
-    def classes(self) -> tuple[int, ...]:
-        """Labels of the classes that are asked for."""
-        return tuple(sorted({episode.label for episode in self._episodes}))
 
     @property
     def sha256(self) -> str:
@@ -168,7 +183,7 @@ class EpisodeList(Sequence[Episode]):
         return len(self._episodes)
 
     def __getitem__(self, number: int) -> Episode:  # type: ignore[override]  # takes no slices
-        return self._episodes[number]
+        return self._episodes[operator.index(number)]
 
     def draw(self, number: int) -> Episode:
         """Episode of any number from 0: beyond the length the list starts over."""
@@ -176,7 +191,8 @@ class EpisodeList(Sequence[Episode]):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a JSON file that `load` reads: class, query and supports of each, by name."""
-        about = {"format": FORMAT, "sha256": self.sha256}
+        names = [self.source.classes[label - 1] for label in self.classes]
+        about = {"format": FORMAT, "sha256": self.sha256, "classes": names}
         text = ",\n".join(json.dumps(episode, ensure_ascii=False) for episode in self._named())
         text = json.dumps(about)[:-1] + f', "episodes": [\n{text}\n]}}\n'
         write_whole(Path(path), lambda file: file.write_text(text, encoding="utf-8"))
@@ -195,6 +211,7 @@ class EpisodeList(Sequence[Episode]):
             if about["format"] != FORMAT:
                 raise ValueError(f"its format is {about['format']!r}")
             named = [(str(c), str(q), [str(s) for s in ss]) for c, q, ss in about["episodes"]]
+            scored = {str(name) for name in about["classes"]}
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no list of episodes of hdmnet: {error!r}") from error
         index = {name: i for i, name in enumerate(source.ids)}
@@ -202,7 +219,7 @@ class EpisodeList(Sequence[Episode]):
         used = {name for _, query, supports in named for name in (query, *supports)}
         for what, missing in (
             ("images", sorted(used - index.keys())),
-            ("classes", sorted({name for name, *_ in named} - labels.keys())),
+            ("classes", sorted(scored.union(name for name, *_ in named) - labels.keys())),
         ):
             if missing:
                 raise ValueError(
@@ -212,6 +229,7 @@ class EpisodeList(Sequence[Episode]):
         episodes = cls(
             source,
             [Episode(index[q], tuple(index[s] for s in ss), labels[c]) for c, q, ss in named],
+            [labels[name] for name in scored],
         )
         if episodes.sha256 != about.get("sha256"):
             raise ValueError(f"{path} has been changed: its episodes do not have its sha256")

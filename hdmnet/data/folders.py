@@ -1,12 +1,11 @@
 """Collections with a folder for each class: FSS-1000, and people's own."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from hdmnet.data.source import VOID, LabelledImages, read_pixels, require_files
 from hdmnet.images import load_mask
@@ -22,7 +21,8 @@ class _ClassFolders(LabelledImages):
         """Take (class, image, mask) of each image."""
         require_files([mask for *_, mask in members], what)
         classes = sorted({name for name, *_ in members})
-        self._values = [classes.index(name) + 1 for name, *_ in members]
+        label_of = {name: label for label, name in enumerate(classes, start=1)}
+        self._values = [label_of[name] for name, *_ in members]
         self._masks = [mask for *_, mask in members]
         ids = [image.relative_to(root).as_posix() for _, image, _ in members]
         super().__init__(classes, ids, [image for _, image, _ in members])
@@ -37,9 +37,8 @@ class _ClassFolders(LabelledImages):
     def _mask(self, index: int) -> NDArray[np.uint8]:
         """(H, W): 0 background, 1 the class, 255 ignored."""
         path = self._masks[index]
-        with Image.open(path) as image:
-            width, height = image.size
-        return load_mask(path, (height, width)).numpy()
+        pixels = read_pixels(path)
+        return load_mask(path, (pixels.shape[0], pixels.shape[1])).numpy()
 
 
 class MaskFolders(_ClassFolders):
@@ -61,12 +60,14 @@ class MaskFolders(_ClassFolders):
         root = Path(root)
         if classes is None:
             classes = sorted(path.parent.name for path in root.glob("*/images"))
+            if not classes:
+                raise FileNotFoundError(f"there is no folder CLASS/images in {root}")
         members = []
         for name in classes:
-            masks = {path.stem: path for path in (root / name / "masks").glob("*.*")}
+            folder = root / name / "masks"
+            masks = {path.stem: path for path in (_images(folder) if folder.is_dir() else ())}
             for image in _images(root / name / "images"):
-                expected = root / name / "masks" / f"{image.stem}.png"
-                members.append((name, image, masks.get(image.stem, expected)))
+                members.append((name, image, masks.get(image.stem, folder / f"{image.stem}.png")))
         super().__init__(members, root, "the folders of masks")
 
 
@@ -90,13 +91,14 @@ class FSS1000(_ClassFolders):
     ) -> None:
         root = Path(root)
         if isinstance(classes, str | os.PathLike):
-            classes = Path(classes).read_text(encoding="utf-8").split()
+            lines = Path(classes).read_text(encoding="utf-8").splitlines()
+            classes = [line.strip() for line in lines if line.strip()]
         if classes is None:
             classes = sorted(path.name for path in root.iterdir() if path.is_dir())
         members = [
             (name, image, image.with_suffix(".png"))
             for name in classes
-            for image in sorted((root / name).glob("*.jpg"), key=_number)
+            for image in sorted(_images(root / name, {".jpg"}), key=_number)
         ]
         super().__init__(members, root, "FSS-1000")
 
@@ -105,10 +107,11 @@ class FSS1000(_ClassFolders):
         return (read_pixels(self._masks[index], mode="L") >= 128).astype(np.uint8)
 
 
-def _images(folder: Path) -> list[Path]:
+def _images(folder: Path, suffixes: Collection[str] = _SUFFIXES) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+    found = (path for path in folder.iterdir() if path.suffix.lower() in suffixes)
+    return sorted(found, key=lambda path: path.name)  # paths would compare otherwise on Windows
 
 
 def _number(path: Path) -> tuple[int, str]:

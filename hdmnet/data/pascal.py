@@ -56,7 +56,7 @@ class PascalVOC(LabelledImages):
         images = [self.root / "JPEGImages" / f"{name}.jpg" for name in ids]
         self._labels = [self.root / labels / f"{name}.png" for name in ids]
         require_files([*images, *self._labels], "PASCAL VOC")
-        super().__init__(PASCAL_CLASSES, ids, images)
+        super().__init__(PASCAL_CLASSES, ids, images, about=(labels,))
 
     def label(self, index: int) -> NDArray[np.int32]:
         """See `LabelledImages.label`; the 255 of borders is `VOID`."""

@@ -51,8 +51,9 @@ class TrainTransform:
         blur: Probability of a Gaussian blur of 5 × 5.
         flip: Probability of mirroring left and right.
 
-    Source: HDMNet (arXiv 2303.14652), section 4.1, which refers to PFENet (arXiv 2008.01449),
-    section 4.1.
+    Source: mirroring, rotation and crops are those of PFENet (arXiv 2008.01449), section 4.1, which
+    BAM and HDMNet go by. What the papers leave open is this project's own: that every image is
+    rotated, the range of scales, the blur, and that the window holds a part of the object.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class EvalTransform:
         masks = [resize_label(label, inner).to(label.dtype) for label in labels]
         return resized, *(self._pad(mask, IGNORE) for mask in masks)
 
-    def restore(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
+    def restore(self, scores: Tensor, size: Sequence[int]) -> Tensor:
         """Bring scores (B, C, `size`, `size`) to the query's own size (H, W)."""
         if not self._keep_ratio:
             return upsample(scores, size, align_corners=False)
