@@ -54,8 +54,7 @@ def train(args: Namespace) -> None:
         torch.manual_seed(rank + world * start)
         if main:
             torch.set_rng_state(state["rng"])
-            if device.type == "cuda":
-                torch.cuda.set_rng_state(state["cuda_rng"])
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
     elif main:
         curve.append((0, measure(model, args.data, episodes=args.episodes)))
 
@@ -97,7 +96,7 @@ def train(args: Namespace) -> None:
                 "optimiser": optimiser.state_dict(),
                 "schedule": schedule.state_dict(),
                 "rng": torch.get_rng_state(),
-                "cuda_rng": torch.cuda.get_rng_state() if device.type == "cuda" else None,
+                "cuda_rng": torch.cuda.get_rng_state_all(),  # none without CUDA
                 "step": step,
                 "curve": curve,
             }

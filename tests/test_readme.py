@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = ("README.md", "docs/speed.md", "docs/evaluation.md")
+PAGES = ("README.md", "docs/speed.md", "docs/evaluation.md", "docs/fine-tuning.md")
 
 
 def snippets(page: str) -> list[str]:
@@ -24,11 +24,13 @@ def test_snippet_runs(
     page: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(ROOT / "examples" / "data", tmp_path / "examples" / "data")
-    if page == "docs/evaluation.md":
+    if page in ("docs/evaluation.md", "docs/fine-tuning.md"):
         pytest.importorskip("torchmetrics", reason="needs hdmnet[eval]")
         import trees
 
         trees.mask_folders(tmp_path / "my_data", {"nut": (5, 5, 25, 25), "bolt": (30, 8, 60, 40)})
+        dogs = {name: trees.boxes_label((60, 80), {(5, 5, 55, 50): 12}) for name in "ab"}
+        trees.voc(tmp_path, dogs, split="trainaug")
     monkeypatch.chdir(tmp_path)
     exec(compile(snippets(page)[number], f"snippet {number} of {page}", "exec"), {})
 

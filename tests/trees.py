@@ -38,17 +38,15 @@ def palette_png(path: Path, label: NDArray[np.uint8]) -> None:
     image.save(path)
 
 
-def voc(root: Path, labels: Mapping[str, NDArray[np.uint8]], *, aug: bool = True) -> Path:
-    """`VOCdevkit/VOC2012` with a list `val` of all images; returns `root`."""
+def voc(root: Path, labels: Mapping[str, NDArray[np.uint8]], split: str = "val") -> Path:
+    """`VOCdevkit/VOC2012` with a list of all images; returns `root`."""
     tree = root / "VOCdevkit" / "VOC2012"
     for seed, (name, label) in enumerate(labels.items()):
         photo(tree / "JPEGImages" / f"{name}.jpg", (label.shape[0], label.shape[1]), seed)
-        palette_png(
-            tree / ("SegmentationClassAug" if aug else "SegmentationClass") / f"{name}.png", label
-        )
+        palette_png(tree / "SegmentationClassAug" / f"{name}.png", label)
     lists = tree / "ImageSets" / "Segmentation"
     lists.mkdir(parents=True)
-    (lists / "val.txt").write_text("".join(f"{name}\n" for name in labels), encoding="utf-8")
+    (lists / f"{split}.txt").write_text("".join(f"{name}\n" for name in labels), encoding="utf-8")
     return root
 
 

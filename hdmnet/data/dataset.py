@@ -27,7 +27,10 @@ class _Seeded(Dataset[dict[str, Tensor]]):
         raise NotImplementedError
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw anew: call it before each epoch, as that of `DistributedSampler`."""
+        """Draw anew: call it before each epoch, as that of `DistributedSampler`.
+
+        It reaches the workers of a `DataLoader`, persistent ones too, but no other copies.
+        """
         self._epoch.fill_(epoch)
 
     @contextmanager

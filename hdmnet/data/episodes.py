@@ -33,6 +33,8 @@ class Episode(NamedTuple):
 class EpisodeSampler(Sequence[Episode]):
     """Draws episodes, each a function of the seed and its number: the same on any machine.
 
+    It is a sequence for `EpisodeDataset`, and no `sampler` of a `DataLoader`.
+
     The length is the number of queries that the rules allow, or `length`. `draw` goes on beyond
     it: the list of queries starts over, with other supports.
 
