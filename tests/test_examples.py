@@ -16,6 +16,8 @@ for module in ("accelerate", "lightning", "segmentation_models_pytorch", "torchm
     pytest.importorskip(module, reason="needs hdmnet[examples]")
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+# One thread in all, for sums over several may round otherwise.
+ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 SMALL = ["--count", "24", "--size", "64", "--episodes", "4"]
 
 
@@ -28,7 +30,7 @@ def run(name: str, *arguments: object, processes: int = 0) -> str:
         [*launch, EXAMPLES / f"{name}.py", *map(str, arguments)],
         capture_output=True,
         text=True,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        env=ENVIRONMENT,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -53,7 +55,7 @@ def test_resuming_gives_the_same_bits(particles: Path, tmp_path: Path) -> None:
     run("finetune_torch", particles, whole, *options)
 
     command = [sys.executable, EXAMPLES / "finetune_torch.py", particles, halved, *options]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
     while not (halved / "state.pt").is_file():
         assert process.poll() is None
         time.sleep(0.01)
@@ -81,7 +83,7 @@ def test_two_processes_have_the_gradients_of_one() -> None:
         ],
         capture_output=True,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=ENVIRONMENT,
         check=False,
     )
     assert done.returncode == 0, done.stderr
