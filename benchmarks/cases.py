@@ -1,4 +1,4 @@
-"""What is measured: networks with synthetic weights, random pictures, masks of a given coverage."""
+"""The measured calls: synthetic weights, random pictures, masks of a given coverage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIZE = 473
 
 @dataclass(frozen=True)
 class Episode:
-    """A picture (S, S, 3) uint8, and K supports with their masks (S, S) bool."""
+    """A query (S, S, 3) uint8, and K supports of the same form with masks (S, S) bool."""
 
     query: np.ndarray
     supports: list[np.ndarray]
@@ -26,7 +26,7 @@ class Episode:
 
 
 def make_episode(shots: int, *, size: int = SIZE, coverage: float = 0.1) -> Episode:
-    """Smooth random pictures, and discs that cover the given share of them."""
+    """Make smooth random pictures. Each mask is a disc that covers the share `coverage`."""
     generator = torch.Generator().manual_seed(0)
 
     def picture() -> np.ndarray:
@@ -38,16 +38,16 @@ def make_episode(shots: int, *, size: int = SIZE, coverage: float = 0.1) -> Epis
 
 
 def disc(size: int, coverage: float) -> np.ndarray:
-    """The `coverage` part of a square's pixels that are closest to its centre."""
+    """Mark the pixels closest to the centre: the share `coverage` of (size, size)."""
     y, x = np.mgrid[:size, :size] - (size - 1) / 2
     distance = x**2 + y**2
     return distance <= np.quantile(distance, coverage)
 
 
 def make_model(image_size: int = SIZE) -> HDMNet:
-    """The paper's network on ResNet-50 with random weights that keep the variance of their input.
+    """Make the paper's network on ResNet-50, with random weights that keep the input's variance.
 
-    So its masks have two sides, and precision can be judged by them.
+    With such weights, predicted masks contain object and background: needed for `agreement`.
     """
     torch.manual_seed(0)
     model = HDMNet("resnet50", image_size=image_size)
@@ -67,7 +67,7 @@ def make_model(image_size: int = SIZE) -> HDMNet:
 
 
 def bare_backbone(name: str = "resnet50s", *, size: int = SIZE) -> Callable[[], object]:
-    """The yardstick: one forward of the frozen timm backbone on one image, features only."""
+    """Make the yardstick: one forward pass of the timm backbone on one image, features only."""
     body = timm.create_model(name, features_only=True, output_stride=8).eval()
     image = torch.randn(1, 3, size, size)
 
@@ -80,25 +80,25 @@ def bare_backbone(name: str = "resnet50s", *, size: int = SIZE) -> Callable[[], 
 
 @cache
 def fused_model(size: int = SIZE) -> HDMNet:
-    """`make_model`, fused."""
+    """Make the model once, and return its fused copy."""
     return make_model(size).fused()
 
 
 def query(model: HDMNet, episode: Episode) -> Callable[[], object]:
-    """Segment one picture with a set that is encoded already."""
+    """Make a call that segments one picture with an encoded support set."""
     supports = model.encode_supports(episode.supports, episode.masks)
     return lambda: model.predict(episode.query, supports)
 
 
 def cold(model: HDMNet, episode: Episode) -> Callable[[], object]:
-    """Segment one picture with supports that are not."""
+    """Make a call that encodes the supports and segments one picture."""
     return lambda: model.predict(episode.query, episode.supports, episode.masks)
 
 
 def training_step(
     shots: int, batch: int, *, size: int = SIZE, coverage: float = 0.1
 ) -> Callable[[], object]:
-    """Forward, loss, backward and optimiser with a frozen backbone."""
+    """Make a call of forward, loss, backward and optimiser step, with a frozen backbone."""
     model = make_model().freeze_backbone().train()
     optimiser = torch.optim.AdamW(model.param_groups(1e-4), weight_decay=0.01)
     loss_of = EpisodeLoss()
@@ -125,7 +125,7 @@ KINDS = ("query", "cold", "step")
 def make_call(
     kind: str, shots: int = 1, size: int = SIZE, coverage: float = 0.1
 ) -> Callable[[], object]:
-    """A call of one of `KINDS`, or of the "bare" backbone."""
+    """Make a call of a kind: one of `KINDS`, or "bare" for the backbone alone."""
     if kind == "bare":
         return bare_backbone(size=size)
     if kind == "step":

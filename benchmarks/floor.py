@@ -1,4 +1,4 @@
-"""The floor: how many operations are left, and how fast this machine multiplies matrices."""
+"""A lower bound of the time: the operations of a call, and the rate of this machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hdmnet import HDMNet
 
 
 def count_flops(model: HDMNet) -> dict[str, int]:
-    """Floating point operations (a multiplication and an addition are two) of parts of a call."""
+    """Count the floating point operations of parts of a call; a multiply-add counts as two."""
     episode = make_episode(5)
     with torch.inference_mode():
         supports = model.encode_supports(episode.supports, episode.masks)
@@ -36,7 +36,7 @@ def count_flops(model: HDMNet) -> dict[str, int]:
 
 
 def matmul_rate(size: int = 2048, rounds: int = 9) -> float:
-    """Operations per CPU second of a large convolution, the fastest product of the machine here."""
+    """Measure operations per CPU second on a large 1 × 1 convolution, the reference rate."""
     x = torch.randn(1, size, 60, 60).to(memory_format=torch.channels_last)
     weight = torch.randn(512, size, 1, 1)
 

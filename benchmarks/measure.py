@@ -1,4 +1,4 @@
-"""CPU seconds of calls that take turns in one process, and the extra memory of a call."""
+"""Measure the CPU seconds of several calls, and the extra memory of one call."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Call = Callable[[], object]
 
 
 def cpu_seconds(calls: Mapping[str, Call], *, rounds: int) -> dict[str, float]:
-    """Median CPU seconds (all threads of this process) of each call.
+    """Measure the median CPU seconds of each call, summed over the threads of this process.
 
-    The calls take turns, so that a change in the machine's speed meets all of them.
+    The calls take turns, so that a change in the machine's speed affects all of them.
     """
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
@@ -35,16 +35,16 @@ def cpu_seconds(calls: Mapping[str, Call], *, rounds: int) -> dict[str, float]:
 
 
 def ratios(yardstick: Call, calls: Mapping[str, Call], *, rounds: int) -> dict[str, float]:
-    """CPU seconds of each call as multiples of the yardstick's, which are there as "T"."""
+    """Measure each call in multiples of the yardstick; "T" holds the yardstick's CPU seconds."""
     seconds = cpu_seconds({"T": yardstick, **calls}, rounds=rounds)
     base = seconds.pop("T")
     return {"T": base} | {name: value / base for name, value in seconds.items()}
 
 
 def extra_bytes(make_call: Callable[..., Call], *args: object, threads: int) -> int:
-    """How far resident memory rises during the second call of `make_call(*args)` (Linux only).
+    """Measure how far resident memory rises during a second `make_call(*args)()` (Linux only).
 
-    In a process of its own, for an allocator keeps what others have freed.
+    It starts a new process, because an allocator keeps memory that earlier calls have freed.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         return process.submit(_rise, make_call, args, threads).result()
@@ -56,7 +56,7 @@ def _rise(make_call: Callable[..., Call], args: tuple[object, ...], threads: int
     call()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak (VmHWM)
     before = _status("VmRSS")
     result = call()
     peak = _status("VmHWM")

@@ -1,4 +1,4 @@
-"""Results as a page and a picture."""
+"""Write the results as README.md and results.png."""
 
 from __future__ import annotations
 
@@ -71,43 +71,47 @@ def _text(results: dict[str, Any]) -> str:
     ]
     return f"""# Benchmarks
 
-Written by `python benchmarks/run.py`. T is the CPU time, and M the extra memory, of one forward of
-timm's ResNet-50 (features only, stride 8, float32) on one picture of 473 × 473; here T =
-{time["T"]:.2f} CPU seconds and M = {memory["M"]:.0f} MB. Everything is a ratio of HDMNet on
-ResNet-50 at 473 × 473 to these, with synthetic weights, masks that cover 10 % of the picture, and
-`model.fused()`; training steps are of the model itself, with `freeze_backbone()`. Times are medians
-of runs that take turns in one process, and move by a tenth; memory is the rise of the peak
-in a second call, in a process of its own, and moves by a tenth.
+`python benchmarks/run.py` writes this page.
+
+* **T** and **M** are the CPU time and the extra memory of one forward pass of timm's ResNet-50
+  (features only, stride 8, float32) on one picture of 473 × 473. On this machine T =
+  {time["T"]:.2f} CPU seconds and M = {memory["M"]:.0f} MB. Times and memory are multiples of these.
+* **HDMNet** uses ResNet-50 at 473 × 473 with synthetic weights, and masks that cover 10 % of the
+  picture. Queries use `model.fused()`; training steps use `model.freeze_backbone()`, not fused.
+* **Times** are medians. The calls take turns in one process. They vary by a tenth.
+* **Memory** is the rise of the peak during a second call in a new process. It varies by a tenth.
 
 {machine}
 
 {_table(("case", "measured", "limit"), timed + agreed + remembered + exported)}
 
-All limits are upper ones, but that of the pixels on which masks agree. "Query path" leaves out
-`predict`'s resizing.
+Every limit is an upper limit, except the 99 % of the pixels on which masks agree: that is a lower
+limit. The "query path" is `predict` without its resizing.
 
-## How it grows
+## Growth with shots, size and mask coverage
 
-One query against an encoded set, a cold `predict`, and a training step of batch 1; with 1 shot,
-473 px and 10 % where not said otherwise. By size, T is the backbone's at that size; M never is.
+"query" segments one picture with an encoded set, "cold" is `predict` with supports that are not
+encoded yet, and "step" is a training step of batch 1. One setting varies per row; the others stay
+at 1 shot, 473 px and 10 %. In the rows of the size, T is measured at that size. M is always
+measured at 473 px.
 
 {_table(("", *(f"{kind}, {what}" for what in ("time", "memory") for kind in KINDS)), grown)}
 
-![The tables above as a picture](results.png)
+![Charts of the times and of the growth](results.png)
 
-## The floor
+## Lower bound of the time
 
-Operations counted by `torch.utils.flop_counter`, and the time they take at the rate of a large
-1 × 1 convolution on this machine ({rate / 1e9:.0f} G a CPU second).
+`torch.utils.flop_counter` counts the operations. The last column is the time that they take at the
+rate of a large 1 × 1 convolution on this machine ({rate / 1e9:.0f} G per CPU second).
 
 {_table(("part", "G operations", "at that rate"), counted)}
 
 ## The bundled model
 
-`hdmnet-lite0` at {lite0["size"]} px: a query against an encoded 5-shot set takes
-{lite0["query"]:.2f}, and a cold 5-shot `predict` {lite0["cold"]:.2f}, of one bare forward of its
-backbone at that size ({1000 * lite0["T"]:.0f} CPU ms); that is
-{1 / (lite0["T"] * lite0["query"]):.1f} pictures a CPU second.
+`hdmnet-lite0` at {lite0["size"]} px: one forward pass of its backbone takes
+{1000 * lite0["T"]:.0f} CPU ms. A query with an encoded 5-shot set takes {lite0["query"]:.2f} times
+as long, which is {1 / (lite0["T"] * lite0["query"]):.1f} pictures per CPU second. A cold 5-shot
+`predict` takes {lite0["cold"]:.2f} times as long.
 """
 
 

@@ -1,11 +1,12 @@
-"""Measure hdmnet against one bare forward of its backbone, and write README.md and results.png.
+"""Measure hdmnet in multiples of one forward pass of its backbone, and write the results.
 
     python benchmarks/run.py
 
-T is the CPU seconds, and M the extra memory, of one forward of timm's ResNet-50 (features only,
-stride 8, float32) on one picture of 473 × 473. Every figure is a multiple of these, medians of
-runs that take turns in one process; memory is measured in a process for each case. It takes about
-twenty minutes on two cores.
+T and M are the CPU seconds and the extra memory of one forward pass of timm's ResNet-50 (features
+only, stride 8, float32) on one picture of 473 × 473. All figures are multiples of T or M. Times are
+medians over calls that take turns in one process; memory is measured in a new process per case.
+
+This writes results.json, README.md and results.png. It takes about twenty minutes on two cores.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ MANY = 16
 
 
 def in_bfloat16(call: Callable[[], object]) -> Callable[[], object]:
-    """The same call under autocast."""
+    """Run the call under bfloat16 autocast."""
 
     def autocast() -> object:
         with torch.autocast("cpu", torch.bfloat16):
@@ -62,7 +63,7 @@ def in_bfloat16(call: Callable[[], object]) -> Callable[[], object]:
 
 
 def main_table(model: HDMNet, rounds: int) -> dict[str, float]:
-    """The cases of the first table, as multiples of T; with T itself."""
+    """Measure the times of the first table: T in CPU seconds, and the cases as multiples of T."""
     one, five = make_episode(1), make_episode(5)
     five_set = model.encode_supports(five.supports, five.masks)
     many = f"{MANY} queries in a call, 5-shot set, each"
@@ -85,7 +86,7 @@ def main_table(model: HDMNet, rounds: int) -> dict[str, float]:
 
 
 def memory_table(growth: dict[str, dict[str, list[float]]], base: float) -> dict[str, float]:
-    """The memory cases of the first table, from those of `growth`; with M itself in megabytes."""
+    """Take the memory cases of the first table from `growth`, and add M in megabytes."""
     one, five = AXES["shots"].index(1), AXES["shots"].index(5)
     by_shots = growth["shots"]
     return {
@@ -97,12 +98,12 @@ def memory_table(growth: dict[str, dict[str, list[float]]], base: float) -> dict
 
 
 def case(kind: str, axis: str, value: float) -> Callable[[], Callable[[], object]]:
-    """What makes a call of a kind, at a point of an axis."""
+    """Bind `make_call` to a kind and a value on an axis, in a form that can be pickled."""
     return partial(make_call, kind, **{axis: value})  # type: ignore[arg-type]  # K and size are int
 
 
 def time_growth(rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Axis → kind of call → multiples of T along the axis; by size, T is of the same size."""
+    """Measure axis → kind → multiples of T. On the size axis, T is measured at each size."""
     grown: dict[str, dict[str, list[float]]] = {}
     for axis, values in AXES.items():
         of_size = {value: int(value) if axis == "size" else SIZE for value in values}
@@ -120,7 +121,7 @@ def time_growth(rounds: int) -> dict[str, dict[str, list[float]]]:
 
 
 def memory_growth(threads: int) -> tuple[dict[str, dict[str, list[float]]], float]:
-    """`time_growth` of extra memory, as multiples of M (of 473 px, always); and M in bytes."""
+    """Measure axis → kind → multiples of M (always at 473 px), and M in bytes."""
     base = median(extra_bytes(make_call, "bare", threads=threads) for _ in range(3))
     cases = [(axis, kind, value) for axis in AXES for kind in KINDS for value in AXES[axis]]
     grown: dict[str, dict[str, list[float]]] = {axis: {kind: [] for kind in KINDS} for axis in AXES}
@@ -130,7 +131,7 @@ def memory_growth(threads: int) -> tuple[dict[str, dict[str, list[float]]], floa
 
 
 def agreement(model: HDMNet) -> float:
-    """Share of the pixels of several pictures on which float32 and bfloat16 autocast agree."""
+    """Measure the share of pixels on which the masks of float32 and bfloat16 autocast agree."""
     episode = make_episode(5)
     supports = model.encode_supports(episode.supports, episode.masks)
     pictures = [episode.query, *episode.supports]
@@ -142,13 +143,13 @@ def agreement(model: HDMNet) -> float:
 
 
 def onnx(model: HDMNet, rounds: int) -> dict[str, float]:
-    """Query path in onnxruntime, 5 shots, as a multiple of T; `predict`'s resizing left out."""
+    """Measure a 5-shot query, without resizing, in onnxruntime and PyTorch, as multiples of T."""
     try:
         import onnxruntime
 
         from hdmnet.onnx import export_onnx
     except ImportError:
-        logger.warning("onnxruntime left out: pip install 'hdmnet[onnx]'")
+        logger.warning("query path not measured: pip install 'hdmnet[onnx]'")
         return {}
     episode = make_episode(5)
     supports: SupportSet = model.encode_supports(episode.supports, episode.masks)
@@ -171,7 +172,7 @@ def onnx(model: HDMNet, rounds: int) -> dict[str, float]:
 
 
 def lite0(rounds: int) -> dict[str, float]:
-    """The bundled model against its own backbone, and pictures a second in this process."""
+    """Measure the bundled model in multiples of its backbone, whose CPU seconds are "T"."""
     model = HDMNet.from_pretrained("hdmnet-lite0").fused()
     size = model.image_size
     episode = make_episode(5, size=size)
@@ -181,7 +182,7 @@ def lite0(rounds: int) -> dict[str, float]:
 
 
 def machine() -> dict[str, object]:
-    """What the figures were measured on."""
+    """Describe the machine of the measurement."""
     cpuinfo = Path("/proc/cpuinfo").read_text()
     names = [line.split(":")[1].strip() for line in cpuinfo.splitlines() if "model name" in line]
     return {
@@ -193,10 +194,10 @@ def machine() -> dict[str, object]:
 
 
 def main() -> None:
-    """Measure and write."""
+    """Parse the command line, measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each case")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5, help="runs per case of the main table")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write to")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
