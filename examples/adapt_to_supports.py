@@ -1,7 +1,7 @@
 """Adapt a model to one class with a few gradient steps on its supports alone.
 
-Each support in turn is the query that the others must find, under random augmentation. No other
-picture of the class is seen; what is measured are all its other pictures.
+In training, each support in turn is the query and the others are its supports, with random
+augmentation. The model sees no other picture of the class. Other pictures of it are scored.
 
     python examples/adapt_to_supports.py DATA RUN
 """
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def adapt(model: HDMNet, supports: EpisodeList, args: Namespace) -> HDMNet:
-    """A copy of the model, trained on episodes among the supports."""
+    """Return a copy of the model, trained on episodes among the supports."""
     model = deepcopy(model).train()
     mean, std = model.backbone.mean, model.backbone.std
     dataset = EpisodeDataset(supports, TrainTransform(args.size, mean=mean, std=std))
@@ -46,13 +46,13 @@ def adapt(model: HDMNet, supports: EpisodeList, args: Namespace) -> HDMNet:
 
 
 def main() -> None:
-    """Parse the command line, adapt to every held-out kind, and measure before and after."""
+    """Adapt to every held-out kind, and measure the IoU before and after."""
     parser = arguments(__doc__, steps=30, batch=5, lr=1e-4)
     parser.add_argument("--model", default="hdmnet-lite0", help="name, folder or Hub repository")
-    parser.add_argument("--shots", type=int, default=5)
+    parser.add_argument("--shots", type=int, default=5, help="supports per class")
     args = parser.parse_args()
     if args.shots < 2:
-        parser.error("--shots must be at least 2: each is the query of the others")
+        parser.error(f"--shots must be at least 2, got {args.shots}: each in turn is the query")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.manual_seed(0)
     make(args.data, args.count)

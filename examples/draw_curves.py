@@ -1,9 +1,9 @@
-"""Draw what the fine-tuning examples have learnt: docs/fine-tuning.png.
+"""Draw the curves of the fine-tuning examples: docs/fine-tuning.png.
 
     python examples/draw_curves.py RUNS docs/fine-tuning.png
 
-RUNS holds the folders that the examples wrote, named torch, lightning, accelerate, base, full,
-adapted and reused; docs/fine-tuning.md has the commands.
+RUNS contains the output folders of the examples: torch, lightning, accelerate, base, full, adapted
+and reused. docs/fine-tuning.md lists the commands that write them.
 """
 
 import argparse
@@ -30,7 +30,7 @@ RED, BLUE, GRAY = "#d1495b", "#30638e", "#8d96a3"
 
 
 def read_curve(folder: Path) -> list[tuple[int, float]]:
-    """Steps and scores."""
+    """Read the (step, score) pairs of a run."""
     if (folder / "curve.json").is_file():
         return [(step, score) for step, score in json.loads((folder / "curve.json").read_text())]
     with next(folder.glob("log/*/metrics.csv")).open() as file:
@@ -41,8 +41,8 @@ def read_curve(folder: Path) -> list[tuple[int, float]]:
 def main() -> None:
     """Parse the command line and draw."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("runs", type=Path)
-    parser.add_argument("picture", type=Path)
+    parser.add_argument("runs", type=Path, help="folder of the runs")
+    parser.add_argument("picture", type=Path, help="file to write")
     args = parser.parse_args()
     figure, axes = plt.subplots(1, 5, figsize=(15, 3.2), layout="constrained")
     for (name, title), color in zip(FINETUNED.items(), (RED, BLUE, GRAY), strict=True):

@@ -1,4 +1,4 @@
-"""Fine-tune with Accelerate: the plain loop, on whatever `accelerate config` says.
+"""Fine-tune with Accelerate: a plain loop on the devices that `accelerate config` chose.
 
 python examples/finetune_accelerate.py DATA RUN
 accelerate launch examples/finetune_accelerate.py DATA RUN
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def train(args: Namespace) -> None:
-    """Train, measuring the held-out kinds as it goes."""
+    """Train, and measure the held-out kinds every `--every` steps."""
     accelerator = Accelerator(mixed_precision="bf16" if args.bf16 else "no")
     set_seed(0)
     with accelerator.main_process_first():
@@ -65,7 +65,7 @@ def train(args: Namespace) -> None:
 
 
 def main() -> None:
-    """Parse the command line."""
+    """Parse the command line and train."""
     parser = arguments(__doc__, steps=400, batch=4, lr=2e-4)
     parser.add_argument("--model", default="hdmnet-lite0", help="name, folder or Hub repository")
     parser.add_argument("--bf16", action="store_true", help="train under bfloat16 autocast")

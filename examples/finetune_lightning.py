@@ -1,4 +1,4 @@
-"""Fine-tune with Lightning: the module, the optimiser and the metric are all it takes.
+"""Fine-tune with Lightning: a module with its optimiser and its metric.
 
 python examples/finetune_lightning.py DATA RUN
 """
@@ -19,44 +19,44 @@ from hdmnet.metrics import FewShotIoU
 
 
 class FewShotModule(lightning.LightningModule):
-    """HDMNet with the paper's objective and optimiser.
+    """HDMNet with the loss and the optimiser of the paper.
 
     Args:
         model: Name, folder or Hub repository.
-        lr: Learning rate of the transformer; the rest has ten times that.
+        lr: Learning rate of the transformer. The other parts use ten times this rate.
         classes: Names of the held-out classes.
     """
 
     def __init__(self, model: str, lr: float, classes: tuple[str, ...]) -> None:
         super().__init__()
         self.save_hyperparameters()
-        # Lightning keeps the mode that it finds, and a loaded model is in eval mode.
+        # from_pretrained returns a model in eval mode, and Lightning would keep it so.
         self.model = HDMNet.from_pretrained(model).freeze_backbone().train()
         self.loss_of = EpisodeLoss()
         self.held_out = FewShotIoU(classes)
 
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:
-        """Loss of a batch of episodes."""
+        """Compute the loss of a batch of episodes."""
         output = self.model(batch["query"], batch["supports"], batch["masks"])
         losses = self.loss_of(output, batch["target"])
         self.log("train/loss", losses.total, prog_bar=True)
         return losses.total
 
     def validation_step(self, batch: dict[str, Tensor]) -> None:
-        """Count one held-out episode."""
+        """Add one held-out episode to the metric."""
         output = self.model(batch["query"], batch["supports"], batch["masks"])
         self.held_out.update(
             _at_size(output.final, batch["target"]), batch["target"], batch["label"]
         )
 
     def on_validation_epoch_end(self) -> None:
-        """Log mIoU; Lightning's sanity check asks for a few classes only."""
+        """Log mIoU, except in Lightning's sanity check, which sees only a few classes."""
         if not self.trainer.sanity_checking:
             self.log("held_out/mIoU", self.held_out.compute()["final/mIoU"], prog_bar=True)
         self.held_out.reset()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW with polynomial decay, as in the paper."""
+        """Make AdamW with polynomial decay, as in the paper."""
         groups = self.model.param_groups(self.hparams["lr"])
         optimiser = torch.optim.AdamW(groups, weight_decay=0.01)
         steps = int(self.trainer.estimated_stepping_batches)
@@ -65,7 +65,7 @@ class FewShotModule(lightning.LightningModule):
 
 
 def _at_size(scores: Tensor, target: Tensor) -> Tensor:
-    """Masks of the targets' size."""
+    """Resize the scores to the size of the target, and return the masks."""
     size = (target.shape[-2], target.shape[-1])
     return torch.nn.functional.interpolate(scores, size, mode="bilinear").argmax(dim=1)
 
@@ -98,7 +98,7 @@ def main() -> None:
         log_every_n_steps=10,
     )
     held_out_loader = DataLoader(held_out)
-    trainer.validate(module, held_out_loader)  # before
+    trainer.validate(module, held_out_loader)  # the score before training
     trainer.fit(module, DataLoader(episodes, args.batch), held_out_loader)
     module.model.save_pretrained(args.run / "model")
 

@@ -1,4 +1,4 @@
-"""Fine-tune in a plain PyTorch loop, in one process or several, and go on where it was stopped.
+"""Fine-tune in a plain PyTorch loop, in one process or several; `--resume` continues a run.
 
 python examples/finetune_torch.py DATA RUN
 torchrun --nproc-per-node 2 examples/finetune_torch.py DATA RUN
@@ -23,10 +23,10 @@ logger = logging.getLogger(__name__)
 
 
 def train(args: Namespace) -> None:
-    """Train in this process, which is one of WORLD_SIZE if torchrun started it."""
+    """Train in this process; torchrun starts WORLD_SIZE such processes."""
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if args.batch % world:
-        raise SystemExit(f"--batch {args.batch} cannot be split over {world} processes")
+        raise SystemExit(f"--batch must be a multiple of {world} (processes), got {args.batch}")
     device = choose_device()
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
@@ -58,10 +58,10 @@ def train(args: Namespace) -> None:
     elif main:
         curve.append((0, measure(model, args.data, episodes=args.episodes)))
 
-    # Every kind of `train` is a base class; a base learner must not know the one asked for.
+    # All kinds of `train` are base classes: `base_class` keeps the target out of the base map.
     base = model.config["base_classes"]
     base_classes = range(1, base + 1) if base else None
-    # Episodes are numbered: those of this process, and from here on, are a matter of counting.
+    # Episode i is the same in every run, so each process selects its episodes by their index.
     episodes = EpisodeSampler(
         open_split(args.data, "train"),
         length=args.steps * args.batch,
@@ -74,7 +74,7 @@ def train(args: Namespace) -> None:
     loader = DataLoader(
         Subset(dataset, mine),
         batch_size=args.batch // world,
-        generator=torch.Generator(),  # else it would draw from the one of the dropout
+        generator=torch.Generator(),  # else it would change the random numbers of the dropout
     )
     wrapped = DistributedDataParallel(model) if world > 1 else model
     wrapped.train()
@@ -96,7 +96,7 @@ def train(args: Namespace) -> None:
                 "optimiser": optimiser.state_dict(),
                 "schedule": schedule.state_dict(),
                 "rng": torch.get_rng_state(),
-                "cuda_rng": torch.cuda.get_rng_state_all(),  # none without CUDA
+                "cuda_rng": torch.cuda.get_rng_state_all(),  # an empty list without CUDA
                 "step": step,
                 "curve": curve,
             }
@@ -107,10 +107,10 @@ def train(args: Namespace) -> None:
 
 
 def main() -> None:
-    """Parse the command line."""
+    """Parse the command line and train."""
     parser = arguments(__doc__, steps=400, batch=4, lr=2e-4)
     parser.add_argument("--model", default="hdmnet-lite0", help="name, folder or Hub repository")
-    parser.add_argument("--resume", action="store_true", help="go on from the state of RUN")
+    parser.add_argument("--resume", action="store_true", help="continue from RUN/state.pt")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     train(parser.parse_args())
 

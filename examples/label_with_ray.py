@@ -2,10 +2,10 @@
 
     python examples/label_with_ray.py IMAGES CLASS.safetensors OUT
 
-CLASS.safetensors is what `model.encode_supports(...).save(path)` wrote; the mask of IMAGES/a/b.jpg
-becomes OUT/a/b.jpg.png. After an interruption, the same command skips what has a mask, and what
-OUT/errors.jsonl lists as unreadable (take a line out to try that image again). If RAY_ADDRESS names
-a cluster, its nodes need hdmnet, and IMAGES and OUT under the same paths.
+`model.encode_supports(...).save(path)` writes CLASS.safetensors. The mask of IMAGES/a/b.jpg is
+OUT/a/b.jpg.png. A second run skips images that have a mask, and images that OUT/errors.jsonl lists
+as unreadable (delete a line to try that image again). If RAY_ADDRESS names a cluster, its nodes
+need hdmnet, and IMAGES and OUT under the same paths.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 class Labeller:
-    """What an actor keeps: the model, and the class to look for."""
+    """Actor that keeps the model and the encoded supports."""
 
     def __init__(self, shipped: ray.ObjectRef[tuple[HDMNet, SupportSet]], images: Path, out: Path):
         torch.set_num_threads(1)  # an actor has one CPU
@@ -45,10 +45,10 @@ class Labeller:
         self._images, self._out = images, out
 
     def __call__(self, row: dict[str, bytes]) -> dict[str, bytes | str]:
-        """Label one image; the answer says what is wrong with it, if anything is."""
+        """Label one image; add an error message to the row, empty if it was labelled."""
         name = os.fsdecode(row["name"])
         mask = self._out / f"{name}.png"
-        if not mask.exists():  # it does if an actor died between mask and answer
+        if not mask.exists():  # it exists if an actor died after it wrote the mask
             try:
                 image = load_image(self._images / name)
             except (OSError, ValueError) as error:
@@ -59,18 +59,18 @@ class Labeller:
 
 
 def find_images(folder: Path, out: Path) -> Iterator[str]:
-    """Images in a folder and its subfolders, but not in `out`, by their path in the folder."""
+    """Yield the images below `folder`, except those below `out`, as paths relative to `folder`."""
     for path in folder.rglob("*"):
         if path.suffix.lower() in SUFFIXES and out not in path.parents and path.is_file():
             yield str(path.relative_to(folder))
 
 
 def label(names: list[str], shipped: object, args: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """Label images in a pool of actors; yields each with its error, empty for a good one."""
+    """Label images in a pool of actors; yield names and errors (empty for a labelled image)."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(include_dashboard=False)
-    rows = [{"name": os.fsencode(name)} for name in names]  # as bytes: not every name is text
-    tasks = min(1 + len(rows) // args.batch_size, 10_000)  # Ray keeps account of each
+    rows = [{"name": os.fsencode(name)} for name in names]  # bytes: a name may be invalid UTF-8
+    tasks = min(1 + len(rows) // args.batch_size, 10_000)  # Ray tracks every task
     answers = ray.data.from_items(rows, override_num_blocks=tasks).map(
         Labeller,
         fn_constructor_args=(ray.put(shipped), args.images, args.out),
@@ -82,20 +82,20 @@ def label(names: list[str], shipped: object, args: argparse.Namespace) -> Iterat
 
 
 def main() -> None:
-    """Parse the command line, and keep the books."""
+    """Label the images that have no mask yet, and log a summary."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("images", type=Path, help="folder, with any subfolders")
-    parser.add_argument("supports", type=Path, help="file that SupportSet.save wrote")
-    parser.add_argument("out", type=Path, help="folder of the masks and of errors.jsonl")
+    parser.add_argument("images", type=Path, help="folder of images, searched with its subfolders")
+    parser.add_argument("supports", type=Path, help="file written by SupportSet.save")
+    parser.add_argument("out", type=Path, help="folder for masks and errors.jsonl")
     parser.add_argument("--model", default="hdmnet-lite0", help="name, folder or Hub repository")
-    parser.add_argument("--actors", type=int, help="processes, a CPU each (default: all that fit)")
-    parser.add_argument("--batch-size", type=int, default=8, help="images of a task")
-    parser.add_argument("--gpus-per-actor", type=float, default=0, help="1, 0.5, … (default: none)")
+    parser.add_argument("--actors", type=int, help="one CPU each (default: as many as fit)")
+    parser.add_argument("--batch-size", type=int, default=8, help="images per task")
+    parser.add_argument("--gpus-per-actor", type=float, default=0, help="1, 0.5, … (default: 0)")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     model, supports = HDMNet.from_pretrained(args.model), SupportSet.load(args.supports)
     if supports.fingerprint != model.fingerprint():
-        parser.error(f"{args.supports} was encoded by another model than {args.model}")
+        parser.error(f"{args.supports} was encoded by another model: pass its --model")
     args.images, args.out = args.images.resolve(strict=True), args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
     names = list(find_images(args.images, args.out))
@@ -109,7 +109,7 @@ def main() -> None:
             if error:
                 errors.write(json.dumps({"image": name, "error": error}) + "\n")
     seconds, good = time.perf_counter() - start, count["labelled"]
-    for left in args.out.rglob(".*.png.*.tmp"):  # by an actor that died in the midst of a mask
+    for left in args.out.rglob(".*.png.*.tmp"):  # an actor died while it wrote the mask
         left.unlink()
     summary = "%d labelled in %.0f s (%.1f a second), %d unreadable, %d skipped"
     logger.info(summary, good, seconds, good / seconds, count["unreadable"], len(names) - len(todo))

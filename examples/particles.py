@@ -1,10 +1,10 @@
-"""A domain that no photograph shows, made by this script: particles under a microscope.
+"""Draw pictures of particles under a microscope, which differ from any photograph.
 
-Gray pictures with noise and uneven light, where particles of several kinds lie, in the format of
-COCO. The kinds in `train` and in `test` are different ones; an episode asks for one kind, beside
-particles of others.
+The pictures are grey, with noise and uneven light, and show particles of several kinds. The labels
+have the format of COCO. `train` and `test` show different kinds. An episode asks for one kind, and
+its pictures may show other kinds too. The fine-tuning examples import the functions of this file.
 
-    python particles.py DATA
+    python examples/particles.py DATA
 """
 
 import json
@@ -32,12 +32,12 @@ from hdmnet.data import (
 )
 from hdmnet.metrics import FewShotIoU
 
-SIZE = 192  # pixels of a picture, drawn twice as large
+SIZE = 192  # side of a picture in pixels; outlines are drawn at twice the size
 Points = list[tuple[float, float]]
 
 
 def _polar(radius: Callable[[float], float], count: int = 96) -> Points:
-    """Outline of a radius by angle, around 0."""
+    """Compute an outline around the origin; `radius` is a function of the turn, in [0, 1)."""
     turns = np.arange(count) / count
     angles = 2 * np.pi * turns
     return [
@@ -57,7 +57,7 @@ def _bars(*boxes: tuple[float, float, float, float]) -> list[Points]:
     return [[(x0, y0), (x1, y0), (x1, y1), (x0, y1)] for x0, y0, x1, y1 in boxes]
 
 
-# Outlines within the unit circle, and outlines of what is cut out of them.
+# (outlines to fill, outlines to cut out), about as large as the unit circle.
 SHAPES: dict[str, tuple[list[Points], list[Points]]] = {
     "ball": ([_waves(1, 0)], []),
     "ring": ([_waves(1, 0)], [[(0.6 * x, 0.6 * y) for x, y in _waves(1, 0)]]),
@@ -86,14 +86,17 @@ SHAPES: dict[str, tuple[list[Points], list[Points]]] = {
     "arrow": ([[(1, 0), (0, 0.8), (0, 0.3), (-0.9, 0.3), (-0.9, -0.3), (0, -0.3), (0, -0.8)]], []),
 }
 TEST = ("crescent", "flower", "cross", "gear")
-"""Kinds that are never trained on."""
+"""The held-out kinds: no example trains on them."""
 TRAIN = tuple(kind for kind in SHAPES if kind not in TEST)
 
 
 def draw(
     rng: np.random.Generator, kinds: Sequence[str]
 ) -> tuple[Image.Image, list[tuple[str, NDArray[np.bool_]]]]:
-    """A picture with four to six particles of some kinds, and the kind and mask of each."""
+    """Draw a picture with one to six particles, and return the kind and mask of each.
+
+    Four to six particles are drawn; those too close to an earlier one are left out.
+    """
     light = _smooth(rng, 3) * 50 + 105
     free = np.ones((SIZE, SIZE), bool)
     particles = []
@@ -113,7 +116,7 @@ def draw(
 
 
 def _particle(rng: np.random.Generator, kind: str) -> NDArray[np.bool_]:
-    """(SIZE, SIZE): a particle of random size, place and direction."""
+    """Draw the mask (SIZE, SIZE) of a particle of random size, place and direction."""
     radius = rng.uniform(0.11, 0.19) * 2 * SIZE
     centre = rng.uniform(1.1 * radius, 2 * SIZE - 1.1 * radius, 2)
     angle, squeeze = rng.uniform(0, 2 * np.pi), rng.uniform(0.85, 1)
@@ -127,18 +130,19 @@ def _particle(rng: np.random.Generator, kind: str) -> NDArray[np.bool_]:
 
 
 def _smooth(rng: np.random.Generator, cells: int) -> NDArray[np.float64]:
-    """(SIZE, SIZE) in [-1, 1], changing over about SIZE / cells pixels."""
+    """Draw smooth noise (SIZE, SIZE) in [-1, 1] that changes over about SIZE / cells pixels."""
     coarse = Image.fromarray(rng.integers(0, 256, (cells, cells)).astype(np.uint8))
     smooth = coarse.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
     return np.asarray(smooth, float) / 127.5 - 1
 
 
 def make(folder: Path, count: int = 288) -> None:
-    """Write the pictures and the COCO file of each split, if they are missing.
+    """Write the pictures and the COCO file of each split whose COCO file is missing.
 
     Args:
-        folder: Where to write.
-        count: Pictures of `train`; `val`, of the same kinds, and `test` have a third of it each.
+        folder: Folder to write to.
+        count: Number of pictures in `train`. `val` (the same kinds) and `test` (the held-out kinds)
+            have a third of this number each.
     """
     for seed, (split, kinds) in enumerate({"train": TRAIN, "val": TRAIN, "test": TEST}.items()):
         table = folder / f"{split}.json"
@@ -171,28 +175,28 @@ def make(folder: Path, count: int = 288) -> None:
 
 
 def open_split(folder: Path, split: str) -> CocoInstances:
-    """The pictures of `train`, `val` or `test`."""
+    """Open the pictures of `train`, `val` or `test`."""
     return CocoInstances(folder / split, folder / f"{split}.json")
 
 
 def measure(model: HDMNet, folder: Path, *, episodes: int) -> float:
-    """One-shot mIoU of the kinds in `test`, which the model has never been trained on."""
+    """Measure the one-shot mIoU on the held-out kinds."""
     return score(segmenter(model), held_out(folder, episodes), resizing(model))
 
 
 def held_out(folder: Path, count: int) -> EpisodeSampler:
-    """One-shot episodes of the kinds in `test`."""
+    """Make one-shot episodes of the held-out kinds."""
     return EpisodeSampler(open_split(folder, "test"), length=count, min_area=1, order="balanced")
 
 
 def resizing(model: HDMNet) -> EvalTransform:
-    """What `HDMNet.predict` does to images."""
+    """Make the transform that resizes and normalises images as `HDMNet.predict` does."""
     mean, std = model.backbone.mean, model.backbone.std
     return EvalTransform(model.image_size, mean=mean, std=std, keep_ratio=False)
 
 
 def segmenter(model: HDMNet) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Final scores of a copy for inference; the model stays as it is."""
+    """Make a function from episode tensors to `final` scores, on a fused copy of the model."""
     fused = model.fused()
     device = next(fused.parameters()).device
     return lambda *episode: fused(*(tensor.to(device) for tensor in episode)).final.cpu()
@@ -203,10 +207,16 @@ def score(
     episodes: EpisodeSampler | EpisodeList,
     transform: EvalTransform,
 ) -> float:
-    """Mean IoU of what `segment` makes of episodes: scores (1, 2, H, W) of each."""
+    """Measure the mIoU of `segment` on episodes.
+
+    Args:
+        segment: Function from query, supports and masks to scores (1, 2, H, W).
+        episodes: Episodes to measure on.
+        transform: Resizes the images, and the scores back to the size of the query.
+    """
     dataset = EpisodeDataset(episodes, transform)
-    metric = FewShotIoU(dataset.class_names, sync_on_compute=False)  # one process measures alone
-    # With a generator of its own: measuring is not to move the dropout of the training around it.
+    metric = FewShotIoU(dataset.class_names, sync_on_compute=False)  # only one process measures
+    # Its own generator, because measuring must not change the random numbers of the training.
     loader = DataLoader(dataset, generator=torch.Generator())
     for item in tqdm(loader, desc="held-out kinds", leave=False):
         target = item["target"]
@@ -218,27 +228,27 @@ def score(
 
 
 def arguments(description: str | None, *, steps: int, batch: int, lr: float) -> ArgumentParser:
-    """What the command lines of all fine-tuning examples have in common."""
+    """Make the parser of the options that all fine-tuning examples share."""
     parser = ArgumentParser(description=(description or "").splitlines()[0])
-    parser.add_argument("data", type=Path, help="folder of the particles, drawn if need be")
+    parser.add_argument("data", type=Path, help="folder of the particles; missing splits are drawn")
     parser.add_argument("run", type=Path, help="folder to write the model and its curve to")
-    parser.add_argument("--steps", type=int, default=steps)
-    parser.add_argument("--batch", type=int, default=batch, help="items of a step")
-    parser.add_argument("--size", type=int, default=SIZE, help="pixels of the training windows")
-    parser.add_argument("--lr", type=float, default=lr)
+    parser.add_argument("--steps", type=int, default=steps, help="optimiser steps")
+    parser.add_argument("--batch", type=int, default=batch, help="items per step (all processes)")
+    parser.add_argument("--size", type=int, default=SIZE, help="side of training windows, pixels")
+    parser.add_argument("--lr", type=float, default=lr, help="learning rate")
     parser.add_argument("--every", type=int, default=100, help="steps between measurements")
-    parser.add_argument("--episodes", type=int, default=100, help="of a measurement")
+    parser.add_argument("--episodes", type=int, default=100, help="episodes per measurement")
     parser.add_argument("--count", type=int, default=288, help="pictures to train on")
     return parser
 
 
 def choose_device() -> torch.device:
-    """A GPU if there is one."""
+    """Return the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def main() -> None:
-    """Parse the command line."""
+    """Parse the command line and draw."""
     parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", type=Path, help="folder to write to")
     parser.add_argument("--count", type=int, default=288, help="pictures to train on")

@@ -2,7 +2,7 @@
 
     python examples/predict.py
 
-Writes one overlay per query, its mask, and `overview.png`: every pair side by side.
+It writes the mask and an overlay of each query, and `overview.png` with a row for each class.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from hdmnet.images import load_mask
 
 logger = logging.getLogger(__name__)
 
-WIDTH, HEIGHT, GAP = 1200, 220, 6  # of the overview, of its highest row, in pixels
+WIDTH, HEIGHT, GAP = 1200, 220, 6  # pixels: width of the overview, largest height of a row
 DATA = Path(__file__).parent / "data"
 
 
 def segment_class(
     model: HDMNet, folder: Path, out: Path
 ) -> tuple[list[Image.Image], list[Image.Image]]:
-    """Segment every query of a class; returns its supports with their masks, and the overlays."""
+    """Segment every query of a class; return overlays of the supports and of the queries."""
     supports = sorted(folder.glob("support_*.jpg"))
     masks = [path.with_suffix(".png") for path in supports]
     encoded = model.encode_supports(supports, masks)
@@ -50,7 +50,7 @@ def segment_class(
 
 
 def outline(support: Path, mask: Path) -> Image.Image:
-    """A support with its mask, in blue."""
+    """Draw a support with its mask in blue."""
     with Image.open(support) as image:
         size = (image.height, image.width)
     given = Segmentation((load_mask(mask, size) == 1).float())
@@ -58,11 +58,11 @@ def outline(support: Path, mask: Path) -> Image.Image:
 
 
 def overview(rows: list[tuple[list[Image.Image], list[Image.Image]]]) -> Image.Image:
-    """One row per class, supports before queries, as high as fits the width."""
+    """Draw one row per class, supports before queries, as high as the width allows."""
     strips = []
     for supports, queries in rows:
         images = [*supports, *queries]
-        gaps = GAP * (len(images) + 3)  # a wider one before the queries
+        gaps = GAP * (len(images) + 3)  # the gap before the queries is wider
         aspect = sum(image.width / image.height for image in images)
         height = min(HEIGHT, int((WIDTH - gaps) / aspect))
         strip = Image.new("RGB", (WIDTH, height), "white")
@@ -82,10 +82,10 @@ def overview(rows: list[tuple[list[Image.Image], list[Image.Image]]]) -> Image.I
 
 
 def main() -> None:
-    """Parse the command line."""
+    """Parse the command line, segment all classes, and write the overview."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="hdmnet-lite0", help="name, folder or Hub repository")
-    parser.add_argument("--data", type=Path, default=DATA, help="folder of one folder per class")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder with a folder per class")
     parser.add_argument("--out", type=Path, default=DATA.parent / "output")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -95,7 +95,7 @@ def main() -> None:
     rows = [segment_class(model, folder, args.out) for folder in classes]
     overview(rows).save(args.out / "overview.png")
     logger.info(
-        "%s: supports with their masks (blue), queries with the answers", args.out / "overview.png"
+        "%s: supports with masks (blue), queries with predicted masks", args.out / "overview.png"
     )
 
 

@@ -1,7 +1,7 @@
-"""Two blocks of HDMNet in a network that is not HDMNet.
+"""Use two blocks of HDMNet in another network.
 
-A frozen encoder of segmentation_models_pytorch, a 1 × 1 convolution at each of three levels, and
-`CascadeMatching` on these, taught by `CorrelationDistillation`. Nothing else of HDMNet is used.
+The network has a frozen encoder of segmentation_models_pytorch, a 1 × 1 convolution for each of
+three levels, and `CascadeMatching`. `CorrelationDistillation` is a part of its loss.
 
     python examples/reuse_blocks.py DATA RUN
 """
@@ -27,7 +27,7 @@ LEVELS = slice(2, 5)  # features at 1/4, 1/8 and 1/16 of the image
 
 
 class MatchingNetwork(nn.Module):
-    """Features of an encoder of segmentation_models_pytorch, matched from coarse to fine."""
+    """Network that matches the features of an encoder from coarse to fine."""
 
     def __init__(self, encoder: str = "tu-tf_efficientnet_lite0", dim: int = 64) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class MatchingNetwork(nn.Module):
     def forward(
         self, query: Tensor, supports: Tensor, masks: Tensor
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Logits (B, 2, H, W) and correlation maps, coarsest first; arguments as of HDMNet."""
+        """Return logits (B, 2, H, W) and correlation maps, coarsest first; arguments as in HDMNet."""
         shots = supports.shape[1]
         own = self.encoder(query)[LEVELS]
         shown = [
@@ -66,14 +66,14 @@ class MatchingNetwork(nn.Module):
 
 
 def main() -> None:
-    """Parse the command line, train, and measure before and after."""
+    """Parse the command line, train, and measure along the way."""
     args = arguments(__doc__, steps=300, batch=8, lr=1e-3).parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.manual_seed(0)
     make(args.data, args.count)
     device = choose_device()
     model = MatchingNetwork().to(device)
-    # timm's ImageNet weights, which lie in the bundled model: nothing is downloaded.
+    # The backbone of the bundled model has ImageNet weights, so nothing is downloaded.
     imagenet = HDMNet.from_pretrained("hdmnet-lite0").backbone.body
     model.encoder.model.load_state_dict(imagenet.state_dict())
 
@@ -101,7 +101,7 @@ def main() -> None:
         batch = {name: value.to(device) for name, value in batch.items()}
         logits, correlations = model(batch["query"], batch["supports"], batch["masks"])
         target = batch["target"].long()
-        # Objects are a twentieth of the pixels.
+        # The weights balance the classes: objects cover a twentieth of the pixels.
         segmentation = F.cross_entropy(logits, target, balance, ignore_index=255)
         loss = segmentation + distillation(correlations, target)
         optimiser.zero_grad()

@@ -1,6 +1,6 @@
 """Train a base learner (a PSPNet) from ImageNet weights: the first of the paper's two stages.
 
-The second trains the matching network beside it: `finetune_torch.py DATA RUN2 --model RUN/model`.
+The second stage trains the matching network: `finetune_torch.py DATA RUN2 --model RUN/model`.
 
     python examples/train_base_learner.py DATA RUN
 """
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def base_logits(model: HDMNet, images: Tensor) -> Tensor:
-    """(B, 1 + n, H, W) logits of background and the base classes."""
+    """Compute the logits (B, 1 + n, H, W) of background and n base classes."""
     assert model.psp is not None and model.base_learner is not None  # noqa: PT018
     _, _, f4 = model.backbone(images)
     logits = model.base_learner(model.psp(f4))
@@ -32,7 +32,7 @@ def base_logits(model: HDMNet, images: Tensor) -> Tensor:
 
 
 def measure(model: HDMNet, dataset: BaseDataset) -> float:
-    """Mean IoU of the base classes, background left out, on pictures that were not trained on."""
+    """Measure the mIoU of the base classes, without background."""
     classes = model.config["base_classes"] + 1
     metric = MulticlassJaccardIndex(classes, average="none", ignore_index=255)
     model.eval()
@@ -47,12 +47,12 @@ def measure(model: HDMNet, dataset: BaseDataset) -> float:
 
 
 def train(args: Namespace) -> None:
-    """Train backbone, PSP head and classifier, the first stage of BAM (arXiv 2203.07615)."""
+    """Train backbone, PSP head and classifier: the first stage of BAM (arXiv 2203.07615)."""
     torch.manual_seed(0)
     make(args.data, args.count)
     source = open_split(args.data, "train")
     base_classes = range(1, len(source.classes) + 1)
-    if args.start:  # its backbone alone, whose weights are ImageNet's in the bundled model
+    if args.start:  # take only its backbone: the bundled model has ImageNet weights there
         start = HDMNet.from_pretrained(args.start)
         config = start.config | {"base_classes": len(base_classes), "frozen_norm": False}
         model = HDMNet(**config)
@@ -71,7 +71,7 @@ def train(args: Namespace) -> None:
         {"params": list(model.backbone.parameters()), "lr": args.lr},
         {"params": head, "lr": 10 * args.lr},
     ]
-    # Where the paper has SGD for many epochs: this takes fewer steps.
+    # The paper uses SGD for many epochs; AdamW needs fewer steps.
     optimiser = torch.optim.AdamW(groups, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimiser, args.steps, power=0.9)
     mean, std = model.backbone.mean, model.backbone.std
@@ -97,16 +97,16 @@ def train(args: Namespace) -> None:
                 logger.info("step %d: loss %.3f, base mIoU %.3f", bar.n, loss.item(), curve[-1][1])
             if bar.n == args.steps:
                 break
-    model.frozen_norm = True  # from here on, as in the paper
+    model.frozen_norm = True  # the second stage keeps the norms frozen, as in the paper
     model.save_pretrained(args.run / "model")
     (args.run / "curve.json").write_text(json.dumps(curve))
 
 
 def main() -> None:
-    """Parse the command line."""
+    """Parse the command line and train."""
     parser = arguments(__doc__, steps=400, batch=8, lr=2e-4)
-    parser.add_argument("--start", default="hdmnet-lite0", help="model to take the backbone of")
-    parser.add_argument("--backbone", help="or timm's ImageNet weights of this, downloaded")
+    parser.add_argument("--start", default="hdmnet-lite0", help="model to take the backbone from")
+    parser.add_argument("--backbone", help="download this timm backbone instead of --start")
     args = parser.parse_args()
     args.start = None if args.backbone else args.start
     logging.basicConfig(level=logging.INFO, format="%(message)s")
