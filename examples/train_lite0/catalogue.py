@@ -1,10 +1,10 @@
 """The objects of the training scenes: what each one is, and which split it belongs to.
 
-Every rule is explicit data at the top of this file: the folders held out for testing, those for
-validation, the objects left out because they look like a held-out class, which pictures are
-photographs, and what a category is. `fetch.py` writes the catalogue; `load_catalogue` reads it.
+The rules are tables at the top of this file: the folders held out for testing, the folders for
+validation, the objects that are not used (such as those of a held-out class), the drawings, and the
+categories. `fetch.py` writes the catalogue, and `load_catalogue` reads it.
 
-    python catalogue.py DATA        # print a table of the categories
+    python catalogue.py DATA        # prints a table of the categories
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ HELD_OUT = (
     "plants/mushrooms",
     "vehicles",
 )
-"""Stamp folders of the test split: never trained on, never used to choose anything."""
+"""Stamp folders of the test split. No training and no choice of a setting uses them."""
 
 VALIDATION = (
     "animals/insects",
@@ -51,10 +51,10 @@ VALIDATION = (
     "sports",
     "town/roadsigns",
 )
-"""Stamp folders of the validation split: used to choose settings, never trained on."""
+"""Stamp folders of the validation split. They serve to choose settings, not for training."""
 
 EXCLUDED = (
-    # Vehicles, or objects which show one.
+    # Vehicles, and objects that show a vehicle.
     "military/vehicles/*",
     "household/tools/cementmixer",
     "people/cartoon/girl_in_wheelchair",
@@ -65,7 +65,7 @@ EXCLUDED = (
     "town/cartoon/mine",
     "town/cartoon/shipwreck",
     "town/houses/cartoon/fishery",
-    # Cats, deer, horses, rodents (their folder holds rabbits) and half a fish; coins showing such.
+    # Cats, deer, horses, rodents (that folder contains rabbits), a mermaid, coins with animals.
     "animals/mammals/rabbit_little",
     "people/cartoon/mermaid",
     "seasonal/christmas/rudolf_reindeer",
@@ -80,10 +80,10 @@ EXCLUDED = (
     "plants/lettuce_bolted",
     "plants/toadstool",
     "seasonal/halloween/jackolantern_mean",
-    # Windmills and stables: what other people's tests look at.
+    # Windmills and stables, because tests by other people use them.
     "town/houses/cartoon/stables",
     "town/houses/cartoon/windmill",
-    # Duplicates, one picture saved twice.
+    # Duplicates: one picture saved twice.
     "*_mirror",
     "military/fireman240a",
     # Not objects: letters, signs, rectangles, single lines, glows and bursts.
@@ -106,7 +106,7 @@ EXCLUDED = (
     "seasonal/christmas/tree",
     "seasonal/easter/butterfly",
     "seasonal/halloween/spider",
-    # Furniture package: held-out classes, and classes of the validation folders.
+    # Furniture package: held-out classes and validation classes.
     *(
         f"furniture/{pattern}"
         for pattern in (
@@ -127,7 +127,7 @@ EXCLUDED = (
         ).split()
     ),
 )
-"""Objects which no split uses: patterns of `folder/name`, matched in full."""
+"""Objects that no split uses: patterns that must match the whole of `folder/name`."""
 
 DRAWINGS = (
     "*/cartoon/*",
@@ -162,7 +162,7 @@ DRAWINGS = (
     "town/roadsigns/xing_school",
     "town/roadsigns/yield",
 )
-"""Drawn or rendered objects among the bitmaps (vector files are drawings anyway)."""
+"""Bitmaps of drawn or rendered objects. Vector files always count as drawings."""
 
 PHOTOGRAPHS = ("seasonal/christmas/xmaswreath",)
 """Exceptions of `DRAWINGS`."""
@@ -196,11 +196,11 @@ MIXED_FOLDERS = (
     "town",
     "town/monuments",
 )
-"""Folders of unrelated things: there, a category is the thing (see `THINGS`), not the folder."""
+"""Folders of unrelated things. Their categories are things (see `THINGS`), not folders."""
 
 THINGS = (
-    # (pattern of the lower-case name, thing, or category of a folder). The first match counts; no
-    # thing: the name itself is the thing.
+    # (pattern of the lower-case name, thing). The first match counts. "people" and a thing with "/"
+    # are categories. An empty thing means that the name itself is the thing.
     ("fire-hydrant|fire_hydrant", "hydrant"),
     ("post_box|mailbox|letters_box", "mailbox"),
     ("bin$|garbagecan|trash|dustbin|recyclingbox", "bin"),
@@ -290,17 +290,17 @@ class Cutout:
 
 
 def is_within(folder: str, root: str) -> bool:
-    """Whether `folder` is `root` or below it."""
+    """Return whether `folder` is `root` or below it."""
     return folder == root or folder.startswith(f"{root}/")
 
 
 def _plain(folder: str) -> str:
-    """Strip the sub-folder of drawings or toys, which are no class of their own, from a folder."""
+    """Remove a last part such as `/cartoon` or `/toys`, which does not name a class."""
     return re.sub(r"/(cartoon|toys|plastic|drawn)$", "", folder)
 
 
 def split_of(folder: str) -> Split:
-    """Return the split of every object of a folder."""
+    """Return the split of the objects in a folder."""
     if any(is_within(folder, root) for root in HELD_OUT):
         return "test"
     return "val" if _plain(folder) in VALIDATION else "train"
@@ -311,14 +311,14 @@ def _matches(key: str, patterns: Iterable[str]) -> bool:
 
 
 def kind_of(folder: str, name: str, *, vector: bool = False) -> Kind:
-    """Whether an object is a photograph or drawn."""
+    """Return whether an object is a photograph or a drawing."""
     key = f"{folder}/{name}"
     drawn = vector or (_matches(key, DRAWINGS) and not _matches(key, PHOTOGRAPHS))
     return "drawing" if drawn else "photo"
 
 
 def category_of(folder: str, name: str) -> str:
-    """Return what a person would call an object's class: its folder, or `things/<thing>`."""
+    """Return the category of an object: its folder or, in a mixed folder, its thing."""
     folder = _plain(folder)
     if is_within(folder, "symbols/money"):
         return "symbols/coins"
@@ -329,7 +329,7 @@ def category_of(folder: str, name: str) -> str:
     lower = name.lower()
     for pattern, thing in THINGS:
         if re.search(pattern, lower):
-            # One name per thing, whatever the folder: a drawn lamp is never a distractor of a lamp.
+            # Not the folder: a drawn lamp must not be a distractor of a photographed lamp.
             if thing:
                 return thing if "/" in thing or thing == "people" else f"things/{thing}"
             break
@@ -342,13 +342,13 @@ def classify(folder: str, name: str, *, vector: bool = False) -> Cutout | None:
         return None
     split, kind = split_of(folder), kind_of(folder, name, vector=vector)
     if split != "train" and kind == "drawing":
-        return None  # never tested on, and never trained on either
+        return None  # val and test use photographs only
     path = PurePosixPath("objects", folder, f"{name}.png")
     return Cutout(str(path), folder, category_of(folder, name), kind, split)
 
 
 def save_catalogue(data_dir: Path, cutouts: Iterable[Cutout]) -> None:
-    """Write the catalogue of a data folder."""
+    """Write the catalogue to a data folder."""
     rows = [asdict(cutout) for cutout in sorted(cutouts, key=lambda cutout: cutout.path)]
     target = data_dir / CATALOGUE_NAME
     temporary = target.with_suffix(".tmp")
@@ -357,16 +357,16 @@ def save_catalogue(data_dir: Path, cutouts: Iterable[Cutout]) -> None:
 
 
 def load_catalogue(data_dir: Path | str) -> list[Cutout]:
-    """Read a catalogue. The rules are applied anew, so that no old file can leak a held-out class.
+    """Read a catalogue and apply the rules again: an old file cannot leak a held-out class.
 
     Raises:
-        FileNotFoundError: There is no catalogue: run `fetch.py` first.
+        FileNotFoundError: If there is no catalogue. Run `fetch.py` first.
     """
     text = (Path(data_dir) / CATALOGUE_NAME).read_text(encoding="utf-8")
     cutouts = []
     for row in json.loads(text):
         old = Cutout(**row)
-        vector = old.kind == "drawing"  # a picture's format is not in the catalogue
+        vector = old.kind == "drawing"  # the catalogue does not store the file format
         new = classify(old.folder, Path(old.path).stem, vector=vector)
         if new is not None:
             cutouts.append(replace(new, path=old.path))
@@ -374,9 +374,9 @@ def load_catalogue(data_dir: Path | str) -> list[Cutout]:
 
 
 def main() -> None:
-    """Print the table of the categories."""
+    """Print a table of the categories."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path, help="data folder which fetch.py has written")
+    parser.add_argument("data", type=Path, help="data folder that fetch.py wrote")
     cutouts = load_catalogue(parser.parse_args().data)
     counts = Counter((cutout.split, cutout.category, cutout.kind) for cutout in cutouts)
     rows = sorted({(split, category) for split, category, _ in counts})

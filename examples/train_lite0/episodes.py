@@ -1,4 +1,4 @@
-"""Episodes of cached scenes: K masked supports, and queries that show the same class."""
+"""Draw episodes from cached scenes: K masked supports, and queries of the same class."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from cache import SUPPORTS_PER_SCENE, draw_category, keep_categories
 from torch import Tensor
 
 MIN_PIXELS = 0.005
-"""Share of the query that its object covers at least."""
+"""Smallest share of the query that its object covers."""
 OBJECT, IGNORE = 1, 255
 
 
 @dataclass(frozen=True)
 class Batch:
-    """G episodes of K supports and Q queries each."""
+    """Features, masks and targets of G episodes with K supports and Q queries each."""
 
     supports: Tensor  # (G K, C, h, w)
     masks: Tensor  # (G, K, H, W)
@@ -29,7 +29,7 @@ class Batch:
 
 
 class Episodes:
-    """Draws episodes from what `cache.py` wrote for one split."""
+    """Sampler of episodes from the files that `cache.py` wrote for one split."""
 
     def __init__(self, folder: Path) -> None:
         table = json.loads((folder / "index.json").read_text())
@@ -60,14 +60,18 @@ class Episodes:
     def draw(
         self, rng: np.random.Generator, *, shots: int, queries: int, across: bool
     ) -> tuple[list[int], list[int], str, set[int]]:
-        """One episode: rows of supports, scenes of queries, the category, the queries' items.
+        """Draw one episode.
 
         Args:
-            rng: The only source of chance.
+            rng: Random number generator.
             shots: Number of supports.
             queries: Number of queries.
-            across: Whether supports and queries show different objects of one category; else the
-                same object in different scenes.
+            across: True if supports and queries show different objects of one category, False if
+                they show the same object in different scenes.
+
+        Returns:
+            Rows of the supports, scenes of the queries, the category, and the items that the
+            queries ask for.
         """
         groups = self._groups
         if across:
@@ -98,7 +102,11 @@ class Episodes:
                 return [int(row) for row in supports], chosen, category, wanted
 
     def target(self, scene: int, category: str, wanted: set[int], *, across: bool) -> np.ndarray:
-        """(H, W) labels of a query: 1 the class asked for, 255 what may count as it."""
+        """Make the target (H, W) of a query.
+
+        1 = the wanted items (with `across`, the whole category), 255 = other objects of the
+        category, which are ignored, 0 = background.
+        """
         values = np.zeros(256, np.uint8)
         for label, item in enumerate(self.objects[scene], start=1):
             if item in wanted or (across and self.items[item]["category"] == category):
@@ -110,7 +118,7 @@ class Episodes:
     def batch(
         self, rng: np.random.Generator, *, groups: int, shots: int, queries: int, across: float
     ) -> Batch:
-        """G episodes with the same number of shots; `across` of them between different objects."""
+        """Draw a batch of episodes; `across` is the probability of different objects in one."""
         supports, scenes, masks, targets, categories = [], [], [], [], []
         for _ in range(groups):
             mode = bool(rng.random() < across)

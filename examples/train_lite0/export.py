@@ -1,7 +1,7 @@
 """Choose the input size and the decision threshold on the validation split, and write the weights.
 
-The loss leaves the threshold that is best for the IoU somewhere below one half. A shift of the
-classifier's bias moves it there, so that `mask == probability > 0.5` holds.
+After training, the threshold with the best IoU is below 0.5. A shift of the classifier's bias moves
+it to 0.5, because `predict` uses `mask = probability > 0.5`.
 
     python export.py DATA RUN OUT
 """
@@ -28,7 +28,7 @@ SIZES = (193, 225, 257)
 
 
 def sweep(model: HDMNet, episodes: list[Episode]) -> np.ndarray:
-    """Class mIoU at each threshold of the probability, the mean of one-shot and five-shot."""
+    """Measure the class mIoU at each threshold, as the mean of one-shot and five-shot."""
     ious = (IoU(), IoU())
     for episode in tqdm(episodes, desc=f"{model.image_size} px"):
         for iou, shots in zip(ious, (1, len(episode.supports)), strict=True):
@@ -45,11 +45,11 @@ def sweep(model: HDMNet, episodes: list[Episode]) -> np.ndarray:
 
 
 def main() -> None:
-    """Parse the command line."""
+    """Choose the size and the threshold, and write the weights."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path, help="data folder which fetch.py has written")
-    parser.add_argument("run", type=Path, help="folder which train.py has written")
-    parser.add_argument("out", type=Path, help="folder to write config.json and weights to")
+    parser.add_argument("data", type=Path, help="data folder that fetch.py wrote")
+    parser.add_argument("run", type=Path, help="folder that train.py wrote")
+    parser.add_argument("out", type=Path, help="folder for config.json and the weights")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 

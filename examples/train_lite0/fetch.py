@@ -1,12 +1,11 @@
 """Fetch the pictures of the training scenes from Debian packages, and write their catalogue.
 
-Needs Debian or Ubuntu: packages come with `apt-get download` and are unpacked with `dpkg-deb -x`;
-nothing is installed, and root is not needed. The data folder is not part of the repository.
-
     python fetch.py --out DATA
 
-writes `DATA/objects/**.png` (cut-outs with transparency), `DATA/backgrounds/*.jpg` and
-`DATA/catalogue.json`. Besides this project's requirements it needs `resvg_py` (vector drawings).
+This writes `DATA/objects/**.png` (cut-outs with transparency), `DATA/backgrounds/*.jpg` and
+`DATA/catalogue.json`. It needs Debian or Ubuntu, and `resvg_py` for vector drawings. It downloads
+packages with `apt-get download` and unpacks them with `dpkg-deb -x`. It installs nothing and does
+not need root. Git ignores the data folder.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ GCOMPRIS = "gcompris-qt-data"
 
 @dataclass(frozen=True)
 class Backgrounds:
-    """The backgrounds of one package: the files matching `include` and none of `exclude`."""
+    """The backgrounds of one package: files that match `include` and do not match `exclude`."""
 
     package: str
     include: str
@@ -55,27 +54,27 @@ class Backgrounds:
 
 
 BACKGROUNDS = (
-    # Buildings and landscapes only (patterns of paths inside the resource files).
+    # Buildings and landscapes only. The patterns match paths inside the resource files.
     Backgrounds(
         GCOMPRIS,
         r"categorization/.*/(monuments/|renewable/(dam|geothermal))"
         r"|explore_monuments/"
         r"|details/.*/(Chenonceau|Egeskov\w+|EilanDonan\w+|Gizah\w+|Louvre\w+|NDP|Nagoya"
         r"|Neuschwanstein|OperaSidney|TajMahal|TourEiffel|TowerBridge\w+)_background",
-        # With cars, and a duplicate.
+        # Excluded: pictures with cars, and a duplicate.
         r"aulaPalatina|arlesAmphitheater|mysorePalace|monument3|greatPyramidOfGiza",
     ),
     Backgrounds(
         SCRATCH,
         r"Media/Backgrounds/.*\.jpg",
-        # Drawn, or with cars.
+        # Excluded: drawings, and pictures with cars.
         r"party-room|room\d|spotlight|woods-and-bench|school2|mural|movies\.jpg|parking",
     ),
     Backgrounds(
         "tuxpaint-data", r"templates/.*\.jpg|starters/(reef|skyline).*-back\.(jpe?g|png)", r"sheep"
     ),
     Backgrounds("mate-backgrounds", r"nature/", r"LadyBird"),
-    # A photograph of two dogs.
+    # Excluded: among others, a photograph of two dogs.
     Backgrounds("lomiri-wallpapers-16.04", r"backgrounds/.*\.jpg", r"friends|Dragonfly|seeding"),
     Backgrounds("lomiri-wallpapers-20.04", r"backgrounds/.*\.jpg", r"Kleiber"),
     Backgrounds(
@@ -90,7 +89,7 @@ BACKGROUNDS = (
         r"|this-is-not-windows)\.",
     ),
     Backgrounds("palapeli-data", r"backgrounds/.*\.jpg|collection/(castle|citrus).*\.jpg"),
-    # A few abstract pictures.
+    # Included: a few abstract pictures.
     Backgrounds("gnome-backgrounds", r"gnome/(grid-d|licorice-l|truchet-l|wood-[dl])\.webp"),
     Backgrounds("ukui-wallpapers", r"backgrounds/(fluent-color|rhythm|string)\."),
 )
@@ -104,7 +103,7 @@ THINGS = (
     " manhole marble-building rock umbrella"
 )
 SCRATCH_FOLDERS = {
-    # (folder of costumes, names): our folder. Photographs, and drawings of people.
+    # (folder of costumes, patterns of names): folder here. Photographs, and drawings of people.
     ("Animals", "bird-flying"): "animals/birds",
     ("Animals", "buffalo1 cow1"): "animals/mammals/bovines",
     ("People", PEOPLE): "people",
@@ -114,14 +113,14 @@ SCRATCH_FOLDERS = {
 
 
 def run(*command: str | Path, cwd: Path) -> None:
-    """Run a command, and fail with its messages if it fails."""
+    """Run a command, and raise a RuntimeError with its messages if it fails."""
     result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     if result.returncode:
         raise RuntimeError(f"{command[0]} failed for {command[-1]}: {result.stderr.strip()}")
 
 
 def unpack(package: str, out: Path) -> Path:
-    """Download and unpack a Debian package, unless that is done, and return its folder."""
+    """Download and unpack a Debian package unless its folder exists, and return the folder."""
     folder = out / "packages" / package
     if folder.is_dir():
         return folder
@@ -140,12 +139,12 @@ def unpack(package: str, out: Path) -> Path:
 def read_rcc(data: bytes) -> Iterator[tuple[str, bytes]]:
     """Yield the (path, content) of the files in a compiled Qt resource file (`.rcc`).
 
-    The format is a header, a tree of nodes of a fixed size, a table of names and one of contents.
-    Contents compressed with zstd, which the packages here do not use, are left out.
+    The file has a header, a tree of nodes of fixed size, a table of names and a table of contents.
+    Files compressed with zstd are skipped: the packages used here have none.
     """
     magic, version, tree, contents, names = struct.unpack_from(">4s4I", data)
     if magic != b"qres":
-        raise ValueError("not a Qt resource file")
+        raise ValueError(f"not a Qt resource file: it starts with {magic!r}, not with b'qres'")
     node_size = 14 if version == 1 else 22
     compressed, directory, zstd = 1, 2, 4
     pending = [(0, "")]
@@ -168,10 +167,10 @@ def read_rcc(data: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def save(image: Image.Image, path: Path) -> None:
-    """Save an image (PNG or JPEG, by the name) under a temporary name, then rename it."""
+    """Save an image as PNG or JPEG, depending on its name, by an atomic write."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{path.name}")
-    image.save(temporary, quality=92)  # of JPEG
+    image.save(temporary, quality=92)  # JPEG only
     temporary.replace(path)
 
 
@@ -185,9 +184,10 @@ def shrink(image: Image.Image, side: int) -> Image.Image:
 
 
 def cut_out(image: Image.Image) -> Image.Image | None:
-    """Crop an object to its visible part; return None where the transparency is of no use.
+    """Crop an object to its visible part, or return None if it is not a usable cut-out.
 
-    That is: no transparency at all, an opaque rectangle, a mere glow, or too few pixels.
+    It is not usable if nothing is visible, if it is an opaque rectangle or a glow, or if it is
+    smaller than `SMALLEST_OBJECT`.
     """
     image = image.convert("RGBA")
     box = image.getchannel("A").point(lambda alpha: 255 * (alpha > 24)).getbbox()
@@ -201,7 +201,7 @@ def cut_out(image: Image.Image) -> Image.Image | None:
 
 
 def render(path: Path) -> Image.Image:
-    """Read a picture file, also a vector drawing."""
+    """Read a bitmap, or render a vector drawing (SVG)."""
     if path.suffix == ".svg":
         png = resvg_py.svg_to_bytes(svg_path=str(path), width=2 * OBJECT_SIDE)
         return Image.open(io.BytesIO(bytes(png)))
@@ -212,10 +212,10 @@ Opener = Callable[[], Image.Image]
 
 
 def stamp_sources(out: Path) -> Iterator[tuple[str, str, bool, Opener]]:
-    """Yield (folder, name, whether vector, opener) of each Tux Paint stamp."""
+    """Yield (folder, name, whether it is a vector drawing, opener) of each Tux Paint stamp."""
     root = unpack(STAMPS, out) / "usr/share/tuxpaint/stamps"
     for path in sorted(root.rglob("*")):
-        # A drawing stored both ways counts once.
+        # A drawing that is stored as SVG and as PNG counts once.
         vector = path.suffix == ".svg" and not path.with_suffix(".png").exists()
         if vector or path.suffix == ".png":
             folder = path.parent.relative_to(root).as_posix()
@@ -223,7 +223,7 @@ def stamp_sources(out: Path) -> Iterator[tuple[str, str, bool, Opener]]:
 
 
 def furniture_sources(out: Path) -> Iterator[tuple[str, str, bool, Opener]]:
-    """Yield the rendered icons of the Sweet Home 3D furniture in the same way."""
+    """Yield the rendered icons of the Sweet Home 3D furniture, in the form of `stamp_sources`."""
     root = unpack(FURNITURE, out) / "usr/share/sweethome3d/furniture"
     for library in sorted(root.glob("*.sh3f")):
         with zipfile.ZipFile(library) as archive:
@@ -235,7 +235,7 @@ def furniture_sources(out: Path) -> Iterator[tuple[str, str, bool, Opener]]:
 
 
 def scratch_sources(out: Path) -> Iterator[tuple[str, str, bool, Opener]]:
-    """Yield the wanted costumes of Scratch in the same way."""
+    """Yield the selected costumes of Scratch, in the form of `stamp_sources`."""
     root = unpack(SCRATCH, out) / "usr/share/scratch/Media/Costumes"
     for path in sorted(root.glob("*/*.[gp][in][fg]")):
         for (costumes, patterns), folder in SCRATCH_FOLDERS.items():
@@ -247,7 +247,7 @@ def scratch_sources(out: Path) -> Iterator[tuple[str, str, bool, Opener]]:
 
 
 def fetch_objects(out: Path) -> list[Cutout]:
-    """Write every object that some split may use."""
+    """Write all objects that a split uses, and return their catalogue entries."""
     found: dict[str, Cutout] = {}
     for sources in (stamp_sources, scratch_sources, furniture_sources):
         for folder, name, vector, opener in tqdm(sources(out), desc=sources.__name__, unit="file"):
@@ -257,7 +257,7 @@ def fetch_objects(out: Path) -> list[Cutout]:
             try:
                 image = cut_out(opener())
             except ValueError as error:  # a few vector drawings have no valid size
-                logger.warning("%s left out: %s", cutout.path, error)
+                logger.warning("skipped %s: %s", cutout.path, error)
                 continue
             if image is not None:
                 found[cutout.path] = cutout
@@ -286,14 +286,14 @@ def background_sources(out: Path) -> Iterator[tuple[str, Opener]]:
             )
         for path, opener in files:
             if re.search(wanted.include, path) and not re.search(wanted.exclude, path):
-                # Only one of several sizes of a wallpaper: the name of its folder says which it is.
+                # All sizes of a wallpaper get the same name, that of its folder, so one is kept.
                 parts = PurePosixPath(path).with_suffix("").parts
                 name = parts[-4] if parts[-2] == "images" else parts[-1]
                 yield f"{wanted.package}-{name.lower()}", opener
 
 
 def fetch_backgrounds(out: Path) -> int:
-    """Write the backgrounds, and return how many there are."""
+    """Write the backgrounds, and return their number."""
     names: set[str] = set()
     for name, opener in tqdm(background_sources(out), desc="backgrounds", unit="file"):
         if name in names:
@@ -308,12 +308,12 @@ def fetch_backgrounds(out: Path) -> int:
 
 
 def main() -> None:
-    """Fetch everything."""
+    """Parse the command line, and fetch objects and backgrounds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="data folder to write")
     out: Path = parser.parse_args().out.resolve()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    for pictures in ("objects", "backgrounds"):  # none of an earlier run stays
+    for pictures in ("objects", "backgrounds"):  # remove the pictures of earlier runs
         shutil.rmtree(out / pictures, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     (out / ".gitignore").write_text("*\n", encoding="utf-8")

@@ -1,6 +1,6 @@
-"""Composite scenes: cut-outs pasted on photographs, with the mask of each.
+"""Compose scenes: paste cut-outs on photographs, with the mask of each.
 
-Every function draws from the generator it is given only, so a scene can be made again.
+All random numbers come from the given generator, so the same seed gives the same scene.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 MIN_VISIBLE = 0.4
-"""Share of an object's area which must be visible."""
+"""Share of an object's area that must be visible."""
 MIN_AREA = 0.01
-"""Share of the scene which every object must cover."""
+"""Share of the scene that every object must cover."""
 MAX_CUT = 0.35
-"""Share of an object's width or height which may lie outside of the scene."""
+"""Share of an object's width or height that may lie outside the scene."""
 MAX_ENLARGEMENT = 3.0
 
-_SIDES = (0.2, 0.9)  # an object's longer side, as a share of the scene's
-_AREAS = (0.02, 0.5)  # its area, likewise; median and spread below
-_AREA_MEDIAN, _AREA_SPREAD = 0.15, 0.8  # above the aim: what hides or lies outside is lost
+_SIDES = (0.2, 0.9)  # longer side of an object, as a share of the scene's side
+_AREAS = (0.02, 0.5)  # area of an object, as a share of the scene
+_AREA_MEDIAN, _AREA_SPREAD = 0.15, 0.8  # large: parts end up hidden or outside
 _TRIES = 24
 _RESAMPLE = Image.Resampling.BICUBIC
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture, (size, size, 3) uint8, and what it shows.
+    """A picture (size, size, 3) uint8, and the map of its objects.
 
-    `instances`, (size, size) uint8, is 0 on the background and i + 1 where the i-th cut-out shows.
+    `instances` (size, size) uint8 is 0 on the background and i + 1 where cut-out i is visible.
     """
 
     image: np.ndarray
@@ -60,7 +60,7 @@ def jitter_colours(
     """Change brightness, contrast, gamma, saturation and hue of an RGB image at random."""
     saturation = np.exp(rng.normal(0, 0.2 * strength))
     angle = np.deg2rad(rng.normal(0, 8 * strength))
-    # Saturation and hue: scale and turn the plane of chroma around the grey axis (in YIQ).
+    # Saturation and hue: scale and rotate the two chroma axes of YIQ.
     to_yiq = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
     turn = np.eye(3)
     turn[1:, 1:] = saturation * np.array(
@@ -79,7 +79,7 @@ def jitter_colours(
 def random_background(
     rng: np.random.Generator, backgrounds: Sequence[Image.Image], size: int
 ) -> Image.Image:
-    """Return a random square crop of a random background, changed in colour, at times blurred."""
+    """Crop a random square of a random background, and flip, blur and recolour it at random."""
     source = backgrounds[int(rng.integers(len(backgrounds)))]
     side = min(source.size) * rng.uniform(0.3, 1.0)
     left, top = (rng.uniform(0, length - side) for length in source.size)
@@ -101,7 +101,7 @@ def random_background(
 def texture_cutout(
     rng: np.random.Generator, backgrounds: Sequence[Image.Image], side: int = 240
 ) -> Image.Image:
-    """Make an artificial object (RGBA): a blob or a polygon cut out of a random background."""
+    """Cut an artificial object (RGBA), a blob or a polygon, out of a random background."""
     source = backgrounds[int(rng.integers(len(backgrounds)))]
     texture = random_background(rng, [source], side)
     angles = np.linspace(0, 2 * np.pi, 96, endpoint=False)
@@ -119,7 +119,7 @@ def texture_cutout(
     points = np.c_[np.cos(angles), np.sin(angles)] * radii[:, None]
     points[:, 0] *= rng.uniform(0.4, 1.0)
     points -= points.min(axis=0)
-    points *= 2 * side / points.max()  # drawn at twice the size, for a smooth edge
+    points *= 2 * side / points.max()  # twice the size gives a smooth edge
     mask = Image.new("L", (2 * side, 2 * side))
     ImageDraw.Draw(mask).polygon([tuple(point) for point in points], fill=255)
     texture.putalpha(mask.resize((side, side), Image.Resampling.BILINEAR))
@@ -128,7 +128,7 @@ def texture_cutout(
 
 
 def _oriented(rng: np.random.Generator, cutout: Image.Image) -> Image.Image:
-    """Flip a cut-out and change its aspect and its colours."""
+    """Flip a cut-out and change its colours, at random."""
     colours = jitter_colours(rng, cutout.convert("RGB"))
     colours.putalpha(cutout.getchannel("A"))
     if rng.random() < 0.5:
@@ -139,7 +139,7 @@ def _oriented(rng: np.random.Generator, cutout: Image.Image) -> Image.Image:
 def _render(
     cutout: Image.Image, *, area: float, aspect: float, angle: float, size: int
 ) -> Image.Image:
-    """Scale and turn a cut-out so that it covers about `area` of the scene."""
+    """Scale, stretch and rotate a cut-out so that it covers about `area` of the scene."""
     width, height = cutout.size
     opaque = sum(cutout.getchannel("A").histogram()[128:]) or 1
     scale = np.sqrt(area * size * size / opaque)
@@ -155,12 +155,12 @@ def _render(
 
 
 def _hard(image: Image.Image) -> np.ndarray:
-    """Where an object's alpha exceeds one half."""
+    """Return the mask of the pixels whose alpha is above one half."""
     return np.asarray(image.getchannel("A")) > 127
 
 
 def _stamp(instances: np.ndarray, hard: np.ndarray, place: tuple[int, int], label: int) -> None:
-    """Write a label into the part of `instances` which a mask at (left, top) covers."""
+    """Write a label into `instances` where the mask `hard`, moved to (left, top), is true."""
     size = instances.shape[0]
     left, top = place
     x0, y0 = max(left, 0), max(top, 0)
@@ -173,7 +173,7 @@ def _stamp(instances: np.ndarray, hard: np.ndarray, place: tuple[int, int], labe
 def _instances(
     hards: Sequence[np.ndarray], places: Sequence[tuple[int, int]], order: np.ndarray, size: int
 ) -> np.ndarray:
-    """Paint the map of instances: masks at their places, in the given order."""
+    """Paint the masks at their places, in the given order, into a map of instances."""
     instances = np.zeros((size, size), np.uint8)
     for index in order:
         _stamp(instances, hards[index], places[index], int(index) + 1)
@@ -181,10 +181,10 @@ def _instances(
 
 
 def _shortfall(instances: np.ndarray, hards: Sequence[np.ndarray]) -> float:
-    """How far the least visible object is below what is asked for (at most 0: good enough)."""
+    """Return the largest 1 - visible / required of all objects; at most 0 is good enough."""
     visible = np.bincount(instances.ravel(), minlength=len(hards) + 1)[1 : len(hards) + 1]
     full = np.array([max(hard.sum(), 1) for hard in hards])
-    # An object too thin to cover MIN_AREA at its size must be mostly visible instead.
+    # An object that is too small to cover MIN_AREA must be 80 % visible instead.
     least = np.maximum(MIN_VISIBLE * full, np.minimum(MIN_AREA * instances.size, 0.8 * full))
     return float((1 - visible / least).max())
 
@@ -206,7 +206,7 @@ def _random_places(
 def _grid(
     images: Sequence[Image.Image], size: int
 ) -> tuple[list[Image.Image], list[tuple[int, int]]]:
-    """Place each object in a cell of its own: the last resort."""
+    """Place each object in its own cell. `_arrange` uses this if random places fail."""
     cells = int(np.ceil(np.sqrt(len(images))))
     cell = size // cells
     fitted, places = [], []
@@ -227,7 +227,7 @@ def _grid(
 def _arrange(
     rng: np.random.Generator, images: list[Image.Image], size: int
 ) -> tuple[list[Image.Image], list[tuple[int, int]], np.ndarray]:
-    """Place the objects at random, until each of them shows well enough; shrink them meanwhile."""
+    """Try random places until each object is visible enough; shrink large ones on the way."""
     order = rng.permutation(len(images))
     for attempt in range(_TRIES):
         if attempt and attempt % 6 == 0:
@@ -248,11 +248,11 @@ def _arrange(
 def _paste(
     rng: np.random.Generator, canvas: Image.Image, image: Image.Image, left: int, top: int
 ) -> None:
-    """Blend an object in: soft edge, a luminance closer to its place's, at times a shadow."""
+    """Paste an object with a soft edge, adapted brightness and, at random, blur and shadow."""
     size = canvas.width
     alpha = image.getchannel("A")
     soft = alpha.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.1) * size / 257))
-    # Darker of the two: an edge may fade inwards, but never shows what is around the object.
+    # The minimum of both: the edge fades inwards, and pixels outside the object stay invisible.
     weights = np.minimum(np.asarray(soft, np.float32) * 1.15, np.asarray(alpha, np.float32))
     alpha = Image.fromarray(np.clip(weights, 0, 255).astype(np.uint8))
     colours = image.convert("RGB")
@@ -279,7 +279,7 @@ def _paste(
 
 
 def _finish(rng: np.random.Generator, canvas: Image.Image) -> np.ndarray:
-    """Do what a camera and a file do to a whole picture: blur, compression, noise."""
+    """Add blur, JPEG compression and noise to the whole picture, each at random."""
     if rng.random() < 0.2:
         canvas = canvas.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.2) * canvas.width / 257))
     if rng.random() < 0.3:
@@ -301,13 +301,13 @@ def compose(
 ) -> Scene:
     """Paste cut-outs (RGBA) on a random background, in random places, sizes and order.
 
-    Of each cut-out at least `MIN_VISIBLE` of its area shows, and it covers at least `MIN_AREA` of
-    the scene, unless it is too thin for that.
+    At least `MIN_VISIBLE` of each cut-out is visible. It covers at least `MIN_AREA` of the scene,
+    unless it is too small for that.
 
     Args:
-        rng: The only source of chance.
-        cutouts: The objects; the i-th becomes the label i + 1, and the first tends to be the
-            largest. The same one may appear twice.
+        rng: Random number generator.
+        cutouts: The objects. Cut-out i gets the label i + 1, and the first tends to be the largest.
+            A cut-out may appear twice.
         backgrounds: Photographs (RGB) to choose from.
         size: The side of the square scene in pixels.
     """

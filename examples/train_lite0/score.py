@@ -1,9 +1,9 @@
-"""Measure a trained model on episodes of the held-out folders, next to two yardsticks.
+"""Measure a trained model and two baselines on episodes of the held-out folders.
 
 Support and query show different photographs of one folder, and every query also shows an object of
-another held-out folder. One-shot and five-shot share their queries. Composite pictures: not to be
-compared with PASCAL-5i or COCO-20i. The third yardstick, the same recipe without distillation, is
-measured by the same command.
+another held-out folder. One-shot and five-shot use the same queries. The pictures are composites:
+do not compare the figures with PASCAL-5i or COCO-20i. To measure the third baseline, the recipe
+without distillation, run this command on that model.
 
     python score.py DATA MODEL
 """
@@ -31,14 +31,14 @@ from hdmnet.images import load_image
 logger = logging.getLogger(__name__)
 
 SCENE = 473
-"""Side of the composed pictures; `predict` resizes them."""
+"""Side of the composed pictures in pixels; `predict` resizes them."""
 SHOTS = 5
 THRESHOLDS = np.linspace(0, 1, 101)
 
 
 @dataclass(frozen=True)
 class Episode:
-    """Pictures (H, W, 3) uint8 and labels (H, W) bool."""
+    """Query and supports (H, W, 3) uint8, target and masks (H, W) bool."""
 
     category: str
     query: np.ndarray
@@ -48,7 +48,7 @@ class Episode:
 
 
 class HeldOut:
-    """Episodes of a split, each a function of the seed and its number."""
+    """Episodes of a split. The seed and the number determine an episode."""
 
     def __init__(self, data: Path, split: str, seed: int) -> None:
         self._seed = seed
@@ -86,28 +86,28 @@ class HeldOut:
 
 
 class IoU:
-    """Class mIoU: intersections and unions are summed per class, then averaged over classes."""
+    """Class mIoU: sum intersections and unions per class, then average the IoUs over classes."""
 
     def __init__(self) -> None:
         self._sums: dict[str, np.ndarray] = {}
 
     def add(self, category: str, predicted: np.ndarray, target: np.ndarray) -> None:
-        """Count one answer, or a stack of answers (N, H, W) at N thresholds."""
+        """Add one mask (H, W), or a stack of masks (N, H, W) at N thresholds."""
         inter = (predicted & target).sum((-2, -1))
         union = (predicted | target).sum((-2, -1))
         self._sums[category] = self._sums.get(category, 0) + np.stack([inter, union])
 
     def per_class(self) -> dict[str, np.ndarray]:
-        """IoU of each class."""
+        """Return the IoU of each class."""
         return {name: inter / union for name, (inter, union) in sorted(self._sums.items())}
 
     def mean(self) -> np.ndarray:
-        """Mean over classes."""
+        """Return the mean IoU over classes."""
         return np.mean(list(self.per_class().values()), axis=0)
 
 
 def measure(model: HDMNet, episodes: list[Episode], shots: int) -> IoU:
-    """Class mIoU of `predict`."""
+    """Measure the class mIoU of `predict`."""
     iou = IoU()
     for episode in tqdm(episodes, desc=f"{shots}-shot"):
         result = model.predict(episode.query, episode.supports[:shots], episode.masks[:shots])
@@ -116,7 +116,7 @@ def measure(model: HDMNet, episodes: list[Episode], shots: int) -> IoU:
 
 
 def measure_all_foreground(episodes: list[Episode]) -> float:
-    """Class mIoU of calling every pixel foreground."""
+    """Measure the class mIoU of predicting foreground everywhere."""
     iou = IoU()
     for episode in episodes:
         iou.add(episode.category, np.ones_like(episode.target), episode.target)
@@ -124,8 +124,8 @@ def measure_all_foreground(episodes: list[Episode]) -> float:
 
 
 def measure_prior(model: HDMNet, episodes: list[Episode]) -> float:
-    """Class mIoU of the better training-free one-shot prior, at its best threshold."""
-    ious = (IoU(), IoU())  # of f3 and f4
+    """Measure the training-free one-shot prior: the better of f3 and f4, at its best threshold."""
+    ious = (IoU(), IoU())  # priors of f3 and f4
     for episode in tqdm(episodes, desc="prior"):
         supports = model.encode_supports(episode.supports[0], episode.masks[0])
         image = load_image(episode.query)[None]
@@ -140,15 +140,15 @@ def measure_prior(model: HDMNet, episodes: list[Episode]) -> float:
 
 
 def main() -> None:
-    """Parse the command line."""
+    """Parse the command line, measure, and log the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path, help="data folder which fetch.py has written")
-    parser.add_argument("model", help="folder of the model, or a name")
+    parser.add_argument("data", type=Path, help="data folder that fetch.py wrote")
+    parser.add_argument("model", help="name, folder or Hub repository")
     parser.add_argument("--split", choices=("val", "test"), default="test")
     parser.add_argument("--one-shot", type=int, default=420, help="number of one-shot episodes")
-    parser.add_argument("--five-shot", type=int, default=210, help="how many of them again at 5")
+    parser.add_argument("--five-shot", type=int, default=210, help="episodes repeated at 5 shots")
     parser.add_argument("--seed", type=int, default=2023)
-    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    parser.add_argument("--out", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 

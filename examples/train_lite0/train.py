@@ -1,4 +1,4 @@
-"""Train the matching network on cached features, with the paper's loss.
+"""Train the matching network on cached features with the paper's loss.
 
 python train.py DATA RUN
 """
@@ -23,21 +23,21 @@ from hdmnet import EpisodeLoss, HDMNet, HDMNetOutput
 logger = logging.getLogger(__name__)
 
 GROUPS, QUERIES = 4, 2
-"""Episodes in a step, and queries that share the supports of one."""
+"""Episodes per step, and queries per episode, which share its supports."""
 SHOTS = {1: 0.3, 2: 0.15, 3: 0.15, 4: 0.1, 5: 0.3}
 """Probability of each number of shots."""
 ACROSS = {1: 0.4, 2: 0.45, 3: 0.5, 4: 0.6, 5: 0.6}
-"""Share of the episodes between different photographs of a category, at each number of shots: half
-of all. Several shots teach most where they differ; of one object they say five times the same."""
+"""Share of the episodes that show different objects of a category, for each number of shots: half
+overall. It grows with the shots, because five pictures of one object teach little more than one."""
 LEARNING_RATE, HEAD_MULTIPLIER, WEIGHT_DECAY = 5e-4, 2.0, 0.01
 WARM_UP, POLY = 50, 0.9
 FREEZE_NORMS = 0.35
-"""Share of the steps after which the head's norms keep their statistics, as the paper's always do.
-Until then they speed training up; after it, training sees what prediction will."""
+"""Share of the steps in which the head's BatchNorms update their statistics: training is faster.
+Then they are frozen, as always in the paper, so that training normalises as prediction does."""
 
 
 def run_batch(model: HDMNet, batch: Batch) -> HDMNetOutput:
-    """Forward pass on cached features."""
+    """Run the forward pass on cached features."""
     channels = list(model.backbone.channels)
 
     def levels(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,14 +50,14 @@ def run_batch(model: HDMNet, batch: Batch) -> HDMNetOutput:
 
 @torch.inference_mode()
 def validate(model: HDMNet, episodes: Episodes, *, shots: int, count: int) -> float:
-    """Class mIoU over episodes between different photographs, the same ones at every call."""
+    """Measure the class mIoU over episodes of different photographs, the same at every call."""
     model.eval()
     rng = np.random.default_rng(0)
     inter: dict[str, int] = defaultdict(int)
     union: dict[str, int] = defaultdict(int)
     for _ in range(count):
         batch = episodes.batch(rng, groups=1, shots=5, queries=QUERIES, across=1.0)
-        batch = Batch(  # the same queries for any number of shots
+        batch = Batch(  # drawn with 5 shots, so every number of shots has the same queries
             batch.supports[:shots],
             batch.masks[:, :shots],
             batch.queries,
@@ -72,7 +72,7 @@ def validate(model: HDMNet, episodes: Episodes, *, shots: int, count: int) -> fl
 
 
 def train(data: Path, run: Path, *, steps: int, seed: int, distillation: bool, every: int) -> None:
-    """Train from ImageNet features; RUN holds the model and a log at any time."""
+    """Train, and write the model and a log entry to `run` every `every` steps."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     training = Episodes(data / "features" / "train")
@@ -117,15 +117,15 @@ def train(data: Path, run: Path, *, steps: int, seed: int, distillation: bool, e
 
 
 def main() -> None:
-    """Parse the command line."""
+    """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path, help="data folder which cache.py has filled")
-    parser.add_argument("run", type=Path, help="folder to write the model and its log to")
+    parser.add_argument("data", type=Path, help="data folder with the features of cache.py")
+    parser.add_argument("run", type=Path, help="folder for the model and its log")
     parser.add_argument("--steps", type=int, default=2600)
     parser.add_argument("--every", type=int, default=650, help="steps between validations")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
-    parser.add_argument("--no-distillation", action="store_true", help="the ablation")
+    parser.add_argument("--no-distillation", action="store_true", help="train without this loss")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if args.threads:
