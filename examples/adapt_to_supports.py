@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--shots", type=int, default=5, help="supports per class")
     args = parser.parse_args()
     if args.shots < 2:
-        parser.error(f"--shots must be at least 2, got {args.shots}: each in turn is the query")
+        parser.error(f"--shots must be at least 2, got {args.shots}: each takes a turn as query")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.manual_seed(0)
     make(args.data, args.count)

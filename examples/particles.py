@@ -1,4 +1,4 @@
-"""Draw pictures of particles under a microscope, which differ from any photograph.
+"""Draw pictures of particles under a microscope, a domain unlike photographs.
 
 The pictures are grey, with noise and uneven light, and show particles of several kinds. The labels
 have the format of COCO. `train` and `test` show different kinds. An episode asks for one kind, and
@@ -37,7 +37,7 @@ Points = list[tuple[float, float]]
 
 
 def _polar(radius: Callable[[float], float], count: int = 96) -> Points:
-    """Compute an outline around the origin; `radius` is a function of the turn, in [0, 1)."""
+    """Compute an outline around the origin; `radius` is a function of angle / 2π, in [0, 1)."""
     turns = np.arange(count) / count
     angles = 2 * np.pi * turns
     return [
@@ -95,7 +95,7 @@ def draw(
 ) -> tuple[Image.Image, list[tuple[str, NDArray[np.bool_]]]]:
     """Draw a picture with one to six particles, and return the kind and mask of each.
 
-    Four to six particles are drawn; those too close to an earlier one are left out.
+    Four to six particles are drawn; those too close to an earlier one are dropped.
     """
     light = _smooth(rng, 3) * 50 + 105
     free = np.ones((SIZE, SIZE), bool)
