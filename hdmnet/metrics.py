@@ -1,4 +1,4 @@
-"""The scores of few-shot segmentation, as a torchmetrics `Metric`."""
+"""The scores of few-shot segmentation, as a `torchmetrics.Metric`."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,18 +16,31 @@ except ImportError as error:
 
 
 class FewShotIoU(Metric):
-    """mIoU over classes and FB-IoU of one or more heads.
+    """mIoU over classes and FB-IoU, for one or more predictions of a model.
 
-    Intersections and unions are summed over all episodes of a class before they are divided, and in
-    integers: any split of the episodes over batches or processes gives the very same scores.
+    P and T are the predicted and the true pixels of the foreground, or of the background, of an
+    episode, without the ignored pixels:
+
+        IoU(c) = Σ |P ∩ T| / Σ |P ∪ T|                      foreground, episodes of class c
+        mIoU   = mean over classes c of IoU(c)
+        FB-IoU = (IoU(foreground) + IoU(background)) / 2    each with the sums over all episodes
+
+    The sums are integers: any split of the episodes over batches or processes gives the same
+    scores, to the bit.
 
     Args:
-        classes: Names of the classes that episodes ask for.
-        heads: Names of the predictions that are scored side by side, such as `final` and `meta`.
-        **kwargs: As for `torchmetrics.Metric`.
+        classes: Names of the classes to score.
+        heads: Names of the predictions to score side by side, such as `final` and `meta`.
+        **kwargs: Options of `torchmetrics.Metric`.
 
-    Source: PANet (arXiv 1908.06391), section 4.1: mIoU and binary IoU; the latter since then called
-    FB-IoU.
+    Raises:
+        ValueError: If `classes` or `heads` is empty or holds a name twice.
+
+    Example:
+        >>> metric = FewShotIoU(["cat", "dog"])
+        >>> metric.update(output.final.argmax(dim=1), target, label)
+
+    Source: PANet (arXiv 1908.06391), section 4.1: mIoU and binary IoU, now called FB-IoU.
     """
 
     full_state_update = False
@@ -45,7 +58,7 @@ class FewShotIoU(Metric):
             if not names or len(set(names)) < len(names):
                 raise ValueError(f"{what} must be one or more distinct names, got {list(names)}")
         self.classes, self.heads = tuple(classes), tuple(heads)
-        # Of each head and class: background, foreground.
+        # (heads, classes, 2): background, then foreground.
         sums = torch.zeros(len(heads), len(classes), 2, dtype=torch.long)
         self.add_state("intersection", sums.clone(), dist_reduce_fx="sum")
         self.add_state("union", sums.clone(), dist_reduce_fx="sum")
@@ -55,15 +68,16 @@ class FewShotIoU(Metric):
     def update(
         self, prediction: Tensor | Mapping[str, Tensor], target: Tensor, label: Tensor
     ) -> None:
-        """Count B episodes.
+        """Add B episodes.
 
         Args:
-            prediction: (B, H, W) masks, 1 or True = object; of several heads, a dict of such.
-            target: (B, H, W): 0 background, 1 object, 255 ignored.
-            label: (B,) index of each episode's class, from 0.
+            prediction: (B, H, W) masks: 1 or True = object, 0 or False = background. With several
+                heads, a dict of head → masks.
+            target: (B, H, W): 0 = background, 1 = object, 255 = ignore.
+            label: (B,) index of each episode's class in `classes`, from 0.
 
         Raises:
-            ValueError: If heads, shapes or values do not fit.
+            ValueError: If the heads, a shape or a value is not as described.
         """
         if isinstance(prediction, Tensor):
             prediction = dict.fromkeys(self.heads[:1], prediction)
@@ -78,7 +92,7 @@ class FewShotIoU(Metric):
         if not ((label >= 0) & (label < len(self.classes))).all():
             raise ValueError(f"label must be from 0 to {len(self.classes) - 1}, got {label}")
         if not ((target == 0) | (target == 1) | (target == IGNORE)).all():
-            raise ValueError(f"target must hold 0, 1 and 255, got {target.unique().tolist()}")
+            raise ValueError(f"target must hold only 0, 1 and 255, got {target.unique().tolist()}")
         counted = target != IGNORE
         # Not in place: Lightning resets the states under inference_mode and updates them outside.
         intersection, union = self.intersection.clone(), self.union.clone()
@@ -100,26 +114,29 @@ class FewShotIoU(Metric):
         self.episodes = self.episodes.index_add(0, label, torch.ones_like(label))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """`update`, and the scores of this batch alone, which seldom asks for every class."""
+        """Call `update`, and return the scores of this batch alone.
+
+        Classes without episodes cause no warning here, because a batch seldom has them all.
+        """
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "no episode asked for")
             return super().forward(*args, **kwargs)
 
     def compute(self) -> dict[str, Tensor]:
-        """The scores, in [0, 1].
+        """Compute the scores of all episodes so far.
 
-        A class without episodes has no IoU (NaN) and is left out of the mean, with a warning.
+        A class without episodes has the IoU NaN and does not count in the mean: a warning names it.
 
         Returns:
-            For each head `HEAD/mIoU`, the mean over classes, `HEAD/FB-IoU`, the mean of foreground
-            and background over all episodes, and `HEAD/IoU/CLASS`; and `episodes/CLASS`.
+            `HEAD/mIoU`, `HEAD/FB-IoU` and `HEAD/IoU/CLASS`, in [0, 1], for each head and class,
+            and `episodes/CLASS`, the number of episodes of each class.
         """
         missed = [
             name for name, count in zip(self.classes, self.episodes, strict=True) if not count
         ]
         if missed:
             warnings.warn(
-                f"no episode asked for {', '.join(missed)}: left out of the mean",
+                f"no episode asked for {', '.join(missed)}: the mean is over the others",
                 UserWarning,
                 stacklevel=2,
             )

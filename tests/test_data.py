@@ -102,7 +102,7 @@ def test_voc_lists(tmp_path: Path) -> None:
     own = tmp_path / "own.txt"
     own.write_text("JPEGImages/b.jpg SegmentationClassAug/b.png\n\nJPEGImages/a.jpg x\n")
     assert PascalVOC(tmp_path, own).ids == ("b", "a")
-    with pytest.raises(FileNotFoundError, match=r"no list .*trainaug\.txt"):
+    with pytest.raises(FileNotFoundError, match=r"neither a list .*trainaug\.txt"):
         PascalVOC(tmp_path, "trainaug")
     own.write_text("a\nb\na\n")
     with pytest.raises(ValueError, match="'a' is listed more than once"):
@@ -124,7 +124,7 @@ def test_voc_says_all_that_is_missing_at_once(tmp_path: Path) -> None:
     assert message.startswith("13 files of PASCAL VOC are missing")
     assert "image_13.jpg" in message
     assert message.endswith("and 3 more")
-    with pytest.raises(FileNotFoundError, match="no VOC2012 tree"):
+    with pytest.raises(FileNotFoundError, match="does not hold VOC2012"):
         PascalVOC(tmp_path / "nowhere")
 
 
@@ -209,9 +209,9 @@ def test_coco_that_is_not_whole(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="2 files of COCO are missing"):
         CocoInstances(images, path)
     for key, value, message in (
-        ("segmentation", [], "annotation 1 has no segmentation, and a box"),
-        ("category_id", 99, "annotation 1 has no category: there is no 99"),
-        ("image_id", 7, "annotation 1 has no image: there is no 7"),
+        ("segmentation", [], "annotation 1 has no segmentation: a box"),
+        ("category_id", 99, "annotation 1 has category 99, which is not listed"),
+        ("image_id", 7, "annotation 1 has image 7, which is not listed"),
     ):
         whole = table["annotations"][0]
         changed = table | {"annotations": [whole | {key: value}]}
@@ -224,10 +224,10 @@ def test_coco_that_is_not_whole(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the class 'dog' is listed more than once"):
         CocoInstances(tmp_path / "whole" / "images", path)
     path.write_text("[]")
-    with pytest.raises(ValueError, match="no COCO file"):
+    with pytest.raises(ValueError, match="is not a COCO file"):
         CocoInstances(images, path)
     path.write_text("{")
-    with pytest.raises(ValueError, match="no COCO file"):
+    with pytest.raises(ValueError, match="is not a COCO file"):
         CocoInstances(images, path)
     with pytest.raises(FileNotFoundError, match="instances"):
         CocoInstances(images, tmp_path / "instances_2014.json")
@@ -338,7 +338,7 @@ def test_areas_are_kept(tmp_path: Path) -> None:
     assert other.read == 3
     for text in ('{"images": []}', "", "[]", '{"format": "hdmnet areas 1"}'):
         cache.write_text(text)
-        with pytest.raises(ValueError, match="is no file of areas"):
+        with pytest.raises(ValueError, match="is not a cache of areas"):
             Drawn(tmp_path, labels).areas(cache)
         assert cache.read_text() == text
     Drawn(tmp_path, labels).areas(tmp_path / "new" / "areas.json")
@@ -464,7 +464,7 @@ def test_classes_with_too_few_images_are_named(
     source = Drawn(tmp_path, [one(BIG, 1)] * 3 + [one(BIG, 2)], classes=2)
     sampler = EpisodeSampler(source, length=20)
     assert {episode.label for episode in sampler} == {1}
-    assert "too few images for 1 shots, never asked for: class 2" in caplog.text
+    assert "too few images for 1 shots, so no episodes of: class 2" in caplog.text
     # Both are scored, so that the metric can say which had no episode.
     assert EpisodeDataset(sampler, EvalTransform(64)).class_names == ("class 1", "class 2")
 
@@ -481,7 +481,7 @@ def test_classes_with_too_few_images_are_named(
         ({"order": "random"}, "order must be one of list, balanced"),
         ({"other_classes": "ignore"}, "other_classes must be"),
         ({"query_class": "all"}, "query_class must be"),
-        ({"shots": 5}, "6 images .* 5 shots needs: the most has 'class 1', 3 with 2048 pixels"),
+        ({"shots": 5}, "5 shots needs 6 images .* 2048 pixels .* more than 3 \\('class 1'\\)"),
     ],
 )
 def test_refused(tmp_path: Path, options: dict[str, object], message: str) -> None:
@@ -510,13 +510,13 @@ def test_lists(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"names 2 classes"):
         EpisodeList.load(path, _renamed(source))
     path.write_text(path.read_text(encoding="utf-8").replace("3.jpg", "5.jpg", 1), encoding="utf-8")
-    with pytest.raises(ValueError, match="has been changed"):
+    with pytest.raises(ValueError, match="was changed"):
         EpisodeList.load(path, source)
     for text in ("", "[]", '{"format": "hdmnet episodes 9"}', '{"format": 1, "episodes": [1]}'):
         path.write_text(text)
-        with pytest.raises(ValueError, match="no list of episodes"):
+        with pytest.raises(ValueError, match="is not a list of episodes"):
             EpisodeList.load(path, source)
-    with pytest.raises(ValueError, match="one number of shots"):
+    with pytest.raises(ValueError, match="the same number of shots"):
         EpisodeList(source, [*drawn, *EpisodeSampler(source)])
     with pytest.raises(ValueError, match="its own support"):
         EpisodeList(source, [Episode(2, (0, 2), 1)])

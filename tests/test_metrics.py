@@ -120,7 +120,7 @@ def test_refused() -> None:
     for arguments, message in (
         ((mask[:, :5], target, label), "mask of the target"),
         ((mask.float() * 0.5, target, label), "mask of the target"),
-        ((mask, target * 2, label), "target must hold 0, 1 and 255"),
+        ((mask, target * 2, label), "target must hold only 0, 1 and 255"),
         ((mask, target, label + 3), "label must be from 0 to 2"),
         ((mask, target, label[:2]), "label \\(B,\\)"),
         ((masks, target, label), "expected the heads"),

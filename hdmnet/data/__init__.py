@@ -1,7 +1,7 @@
-"""Episodes of the benchmarks of few-shot segmentation, and of people's own data.
+"""Episodes for few-shot segmentation, from the benchmarks or from your own data.
 
 Needs `pip install 'hdmnet[eval]'`. A `LabelledImages` reads a collection, an `EpisodeSampler` draws
-from it by the published rules, and an `EpisodeDataset` makes tensors of that.
+episodes from it by the published rules, and an `EpisodeDataset` turns them into tensors.
 """
 
 from hdmnet.data.coco import CocoInstances

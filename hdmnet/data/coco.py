@@ -1,4 +1,4 @@
-"""COCO, and one's own data in its format."""
+"""COCO, and your own data in COCO format."""
 
 import json
 import os
@@ -17,23 +17,30 @@ CROWDS = ("ignore", "class", "background")
 
 
 class CocoInstances(LabelledImages):
-    """Images with an instances JSON, such as COCO 2014's, as labels of classes.
+    """Images and labels of COCO, from a JSON file of instances.
 
-    Where instances overlap, the smaller one is seen: it is the one in front more often. Images are
-    read as they are stored, as the JSON counts their pixels, and not turned by EXIF.
+    Where instances overlap, the smaller one gives the label, because more often it is the one in
+    front. Images are not turned by their EXIF orientation, because the JSON describes the pixels
+    as they are stored.
 
     Args:
         images: Folder of the images, such as `val2014`.
-        annotations: The JSON, such as `instances_val2014.json`. Classes are its categories in the
-            order of their ids, images are in the order of theirs; an image may have no instance.
-        crowd: What a crowd (`iscrowd`, a region that holds many instances) is: `ignore`, left out
-            of scores; `class`, pixels of its class; or `background`. The papers do not say which.
+        annotations: Path of the JSON, such as `instances_val2014.json`. Its categories are the
+            classes. Classes and images are in the order of their ids. An image may have no
+            instances.
+        crowd: Label of a crowd (`iscrowd`: a region with many instances). `ignore`: `VOID`, which
+            is not scored. `class`: its class. `background`: background. The papers do not say
+            which one they use.
 
     Raises:
         FileNotFoundError: If the JSON or any image is missing.
-        ImportError: If the extra is not installed.
-        ValueError: If the JSON is damaged, holds no images, or an instance has no mask or a
-            category or image that is not listed.
+        ImportError: If pycocotools is not installed.
+        ValueError: If `crowd` has another value, or the JSON is damaged or lists no images; or if
+            an instance has no segmentation, or a category or image that the JSON does not list.
+
+    Example:
+        >>> source = CocoInstances("val2014", "annotations/instances_val2014.json")
+        >>> image, label = source.image(0), source.label(0)
     """
 
     def __init__(
@@ -46,7 +53,7 @@ class CocoInstances(LabelledImages):
         try:
             import pycocotools.mask
         except ImportError as error:
-            raise ImportError("COCO needs: pip install 'hdmnet[eval]'") from error
+            raise ImportError("COCO needs pycocotools: pip install 'hdmnet[eval]'") from error
         if crowd not in CROWDS:
             raise ValueError(f"crowd must be one of {CROWDS}, got {crowd!r}")
         self._rle, self._crowd = pycocotools.mask, crowd
@@ -65,19 +72,19 @@ class CocoInstances(LabelledImages):
                 (a["id"], a["image_id"], a["category_id"], a) for a in table["annotations"]
             ]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no COCO file of instances: {error!r}") from error
+            raise ValueError(f"{path} is not a COCO file of instances: {error!r}") from error
         for number, image, category, annotation in annotated:
             for what, known in (
-                ("segmentation, and a box alone is no mask", annotation.get("segmentation")),
-                (f"category: there is no {category}", category in label_of),
-                (f"image: there is no {image}", image in instances),
+                ("no segmentation: a box is not enough", annotation.get("segmentation")),
+                (f"category {category}, which is not listed", category in label_of),
+                (f"image {image}, which is not listed", image in instances),
             ):
                 if not known:
-                    raise ValueError(f"{path}: annotation {number} has no {what}")
+                    raise ValueError(f"{path}: annotation {number} has {what}")
             depth = bool(annotation.get("iscrowd")), float(annotation.get("area", 0))
             one = *depth, label_of[category], annotation["segmentation"]
             instances[image].append(one)
-        # In one piece: millions of objects would be copied into every worker that reads them.
+        # One bytes object: every worker that reads millions of small objects would copy them.
         texts = [json.dumps(instances[image["id"]]).encode() for image in listed]
         self._ends = np.cumsum([0, *map(len, texts)])
         self._instances = b"".join(texts)
@@ -93,7 +100,7 @@ class CocoInstances(LabelledImages):
         """See `LabelledImages.label`."""
         label = np.zeros(self._sizes[index], np.int32)
         text = self._instances[self._ends[index] : self._ends[index + 1]]
-        # Crowds first: an instance that is outlined is better known than the crowd around it.
+        # Crowds first: the outline of an instance is more exact than the crowd around it.
         for crowd, _, value, segmentation in sorted(
             json.loads(text), key=lambda one: (not one[0], -one[1])
         ):
@@ -103,7 +110,7 @@ class CocoInstances(LabelledImages):
         return label
 
     def _decode(self, segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
-        """Polygons, or RLE as numbers or compressed, as a mask (H, W)."""
+        """Turn polygons, or RLE (a list of numbers or compressed), into a mask (H, W)."""
         coded = segmentation
         if isinstance(segmentation, list):
             coded = self._rle.merge(self._rle.frPyObjects(segmentation, *size))

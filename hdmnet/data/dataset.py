@@ -1,4 +1,4 @@
-"""Episodes, and images of the base classes, as tensors for PyTorch's `DataLoader`."""
+"""Datasets for PyTorch's `DataLoader`: episodes, and images of the base classes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,55 +16,64 @@ from hdmnet.losses import IGNORE
 
 
 class _Seeded(Dataset[dict[str, Tensor]]):
-    """Items whose random numbers depend on the seed, the epoch and the index alone."""
+    """A dataset whose random numbers depend only on the seed, the epoch and the index."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        # In shared memory, for workers that persist have a copy of the dataset.
+        # In shared memory, because persistent workers keep a copy of the dataset.
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
 
     def __len__(self) -> int:
         raise NotImplementedError
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw anew: call it before each epoch, as that of `DistributedSampler`.
+        """Choose the random numbers of an epoch. Call this before each one.
 
-        It reaches the workers of a `DataLoader`, persistent ones too, but no other copies.
+        Without it, every epoch repeats the same items, as with `DistributedSampler`. The workers of
+        a `DataLoader` see the change, persistent ones too. Other copies of the dataset do not.
+
+        Args:
+            epoch: Number of the epoch, from 0.
         """
         self._epoch.fill_(epoch)
 
     @contextmanager
     def _numbered(self, index: int) -> Iterator[int]:
-        """Number of an item over all epochs; torch's random numbers within depend on it."""
+        """Yield the item's number over all epochs. It seeds torch's CPU generator inside."""
         number = int(self._epoch) * len(self) + range(len(self))[index]
         seed = np.random.SeedSequence([self._seed, number]).generate_state(1)[0]
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(seed))  # and no GPU's
+            torch.default_generator.manual_seed(int(seed))  # torch.manual_seed would seed GPUs too
             yield number
 
 
 class EpisodeDataset(_Seeded):
-    """Episodes as `HDMNet.forward` and `EpisodeLoss` take them.
+    """Episodes as tensors for `HDMNet.forward` and `EpisodeLoss`.
 
     An item is a dict of
 
-    * `query` (3, H, W) and `supports` (K, 3, H, W), normalised;
-    * `masks` (K, H, W), uint8: 1 = object, 255 = ignore, 0 = background;
-    * `target` (H, W), likewise, of the query; with an `EvalTransform` at the query's own size, so
-      that a batch holds one;
-    * `label`, the class as an index of `class_names`;
-    * with `base_classes`, `base_target` (H, W), uint8: 0 background, 1 … n, 255 ignored, and
-      `base_class`, the index of the class among them, or -1 if it is a novel one, as in testing
-      (`HDMNet.forward` has no use for it then).
+    * `query` (3, H, W) and `supports` (K, 3, H, W): float32 RGB, normalised;
+    * `masks` (K, H, W): uint8, 1 = object, 255 = ignore, 0 = background;
+    * `target` (H, W): the mask of the query, with the same values. An `EvalTransform` leaves it at
+      the query's own size, so use a batch size of 1;
+    * `label` (): int64, index of the episode's class in `class_names`;
+    * with `base_classes` only, `base_target` (H, W): uint8, 0 = background, 1 … n = base classes,
+      255 = ignore;
+    * with `base_classes` only, `base_class` (): int64, index of the episode's class in
+      `base_classes`. It is -1 for a novel class: do not pass it to `HDMNet.forward` then.
 
     Args:
-        episodes: Of an `EpisodeSampler`, or an `EpisodeList`.
-        transform: `TrainTransform`, `EvalTransform` or another.
-        base_classes: Labels of the base learner's classes.
-        seed: Of the transform.
+        episodes: An `EpisodeSampler` or `EpisodeList`.
+        transform: A `TrainTransform`, an `EvalTransform` or your own `Transform`.
+        base_classes: Labels of the n classes of the base learner, in its order.
+        seed: Seed of the transform's random numbers, at least 0.
 
     Raises:
         ValueError: If there are more than 254 base classes.
+
+    Example:
+        >>> dataset = EpisodeDataset(EpisodeSampler(source, shots=5), EvalTransform(473))
+        >>> batch = next(iter(DataLoader(dataset)))
     """
 
     def __init__(
@@ -114,19 +123,24 @@ class EpisodeDataset(_Seeded):
 
 
 class BaseDataset(_Seeded):
-    """Images with the labels of the base classes, to train a base learner on.
+    """Images with labels of the base classes, to train a base learner.
 
-    An item is a dict of `image` (3, H, W), normalised, and `target` (H, W), uint8: 0 background,
-    1 … n, 255 ignored. Images that show another class are left out, as in training episodes.
+    An item is a dict of `image` (3, H, W), float32 RGB, normalised, and `target` (H, W), uint8,
+    0 = background, 1 … n = base classes, 255 = ignore. Only images that show base classes and no
+    other class are used.
 
     Args:
         source: The images.
-        base_classes: Labels of the n classes.
-        transform: `TrainTransform` or another.
-        seed: Of the transform.
+        base_classes: Labels of the n classes, in the order of the base learner.
+        transform: A `TrainTransform` or your own `Transform`.
+        seed: Seed of the transform's random numbers, at least 0.
 
     Raises:
         ValueError: If no image is left, or there are more than 254 base classes.
+
+    Example:
+        >>> base_classes = [c for c in range(1, 21) if c not in pascal_fold(0)]
+        >>> dataset = BaseDataset(source, base_classes, TrainTransform(473))
 
     Source: BAM (arXiv 2203.07615), base learner.
     """
@@ -146,7 +160,7 @@ class BaseDataset(_Seeded):
             i for i, shown in enumerate(source.areas()) if shown and shown.keys() <= {*base_classes}
         ]
         if not self._images:
-            raise ValueError("no image shows base classes alone")
+            raise ValueError("no image shows only base classes: check base_classes")
 
     def __len__(self) -> int:
         return len(self._images)
@@ -176,12 +190,12 @@ def _read(source: LabelledImages, index: int) -> tuple[Tensor, NDArray[np.int32]
 
 
 def _mask(label: NDArray[np.int32], wanted: int) -> Tensor:
-    """(H, W) uint8: 1 the class, 255 ignored, 0 all else."""
+    """(H, W) uint8: 1 = the class, 255 = ignore, 0 = all other pixels."""
     return _to_uint8(np.where(label == VOID, IGNORE, label == wanted))
 
 
 def _base_label(label: NDArray[np.int32], classes: Sequence[int]) -> Tensor:
-    """(H, W) uint8: 1 … n the classes, 255 ignored, 0 all else."""
+    """(H, W) uint8: 1 … n = the classes, 255 = ignore, 0 = all other pixels."""
     out = np.where(label == VOID, IGNORE, 0)
     for position, wanted in enumerate(classes, start=1):
         out[label == wanted] = position

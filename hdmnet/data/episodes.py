@@ -1,4 +1,4 @@
-"""Episodes: which query, which supports, which class."""
+"""Episodes: a query, its supports and their class."""
 
 import hashlib
 import json
@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "hdmnet episodes 1"
 MIN_AREA = 2 * 32 * 32
-"""Pixels of a class, at the image's own size, below which the papers do not list an image."""
+"""Pixels of a class that an image must show, at its own size, to be listed in the papers."""
 
 
 class Episode(NamedTuple):
-    """One task: images of a `LabelledImages` by their index, and a class by its label."""
+    """One task: a query and K supports, as indices of a `LabelledImages`, and a class label."""
 
     query: int
     supports: tuple[int, ...]
@@ -31,40 +31,46 @@ class Episode(NamedTuple):
 
 
 class EpisodeSampler(Sequence[Episode]):
-    """Draws episodes, each a function of the seed and its number: the same on any machine.
+    """Draws episodes by the published rules.
 
-    It is a sequence for `EpisodeDataset`, and no `sampler` of a `DataLoader`.
+    An episode depends only on the seed and its number, so it is the same on any machine. Give the
+    sampler to `EpisodeDataset`: it is not a `sampler` of a `DataLoader`.
 
-    The length is the number of queries that the rules allow, or `length`. `draw` goes on beyond
-    it: the list of queries starts over, with other supports.
+    An image is *listed* for a class if it shows at least `min_area` pixels of it. Supports are
+    listed for the episode's class, queries for at least one class. A class with fewer than K + 1
+    listed images gets no episodes, and a warning is logged.
+
+    For a large source, call `source.areas(cache)` first: the labels are then read only once.
 
     Args:
         source: The images.
-        classes: Labels that episodes ask for: the base classes in training, the novel ones in
-            testing (`pascal_fold`, `coco_fold`); all of the source, if left out.
-        shots: K. Supports are distinct, and none is the query.
-        length: Number of episodes, 1000 in most papers. On COCO-20i that leaves the mean uncertain
-            by 2 to 3 points: use 10 000 there.
+        classes: Labels of the classes to draw: the base classes in training, the novel ones in
+            testing (`pascal_fold`, `coco_fold`). None: all classes of the source.
+        shots: K, at least 1. The K supports are distinct, and the query is not one of them.
+        length: Number of episodes, 1000 in most papers. On COCO-20i, 1000 episodes leave the mean
+            uncertain by 2 to 3 points: use 10 000 there. None: the number of queries.
         seed: 0 to 2³² - 1.
-        min_area: Pixels that a class needs in an image to be listed for it, at the image's own
-            size: 2048 in PFENet (arXiv 2008.01449), BAM and HDMNet, 1 for every object. Queries
-            and supports are listed images.
-        other_classes: Whether images that also show a class outside of `classes` are left out
-            (`drop`: training of BAM, arXiv 2203.07615, and HDMNet, where these are the novel
-            classes) or stay, those pixels being background (`background`: training of PFENet and
-            HSNet, arXiv 2104.01538, and all testing).
-        order: `list`: every query in turn, in the order of the source, its class drawn among those
-            of `classes` that it shows (PFENet, BAM, HDMNet); if `length` is less than the number of
-            queries, only the first of them. `balanced`: the class is drawn first, all alike, then a
-            query among its listed images (HSNet on COCO).
-        query_class: With `order="list"`, whether the class is drawn among all that the query shows,
-            small ones included (`shown`: PFENet, BAM, HDMNet), or among those that it is listed
-            for (`listed`).
-
-    A large source is read once with `source.areas(cache)` before.
+        min_area: Pixels of a class that an image must show to be listed for it, at the image's own
+            size: 2048 in PFENet (arXiv 2008.01449), BAM and HDMNet. 1 takes every object.
+        other_classes: What happens to images that also show a class outside `classes`. `drop`:
+            they are not used, as in the training of BAM (arXiv 2203.07615) and HDMNet, where these
+            are the novel classes. `background`: they are used and these pixels are background, as
+            in the training of PFENet and HSNet (arXiv 2104.01538), and in all testing.
+        order: How queries are drawn. `list`: one after the other, in the order of the source. The
+            class is drawn from those of `classes` that the query shows (PFENet, BAM, HDMNet). If
+            `length` is less than the number of queries, only the first ones are used. `balanced`:
+            first a class, each with the same probability, then one of its listed images (HSNet on
+            COCO).
+        query_class: With `order="list"`, the classes of a query that one is drawn from. `shown`:
+            all that it shows, small ones included (PFENet, BAM, HDMNet). `listed`: only those that
+            it is listed for.
 
     Raises:
         ValueError: If an argument is out of its range, or no class has K + 1 listed images.
+
+    Example:
+        >>> sampler = EpisodeSampler(source, pascal_fold(0), shots=5, length=1000)
+        >>> query, supports, label = sampler[0]
     """
 
     def __init__(
@@ -102,17 +108,18 @@ class EpisodeSampler(Sequence[Episode]):
         kept = [i for i, shown in enumerate(areas) if not drop or shown.keys() <= set(wanted)]
         listed = {c: [i for i in kept if areas[i].get(c, 0) >= min_area] for c in wanted}
         self.classes = tuple(wanted)
-        # A class without K supports beside a query can ask for nothing.
+        # An episode needs K + 1 images: a query and K supports.
         self._listed = {c: images for c, images in listed.items() if len(images) > shots}
         if few := [source.classes[c - 1] for c in wanted if c not in self._listed]:
             logger.warning(
-                "too few images for %d shots, never asked for: %s", shots, ", ".join(few)
+                "too few images for %d shots, so no episodes of: %s", shots, ", ".join(few)
             )
         if not self._listed:
             most = max(listed, key=lambda c: len(listed[c]))
             raise ValueError(
-                f"no class has the {shots + 1} images that an episode of {shots} shots needs: the "
-                f"most has {source.classes[most - 1]!r}, {len(listed[most])} with {min_area} pixels"
+                f"an episode of {shots} shots needs {shots + 1} images with at least {min_area} "
+                f"pixels of its class, but no class has more than {len(listed[most])} "
+                f"({source.classes[most - 1]!r}): reduce shots or min_area"
             )
         least_area = 1 if query_class == "shown" else min_area
         self._choices = {
@@ -129,7 +136,10 @@ class EpisodeSampler(Sequence[Episode]):
         return self.draw(range(len(self))[operator.index(number)])
 
     def draw(self, number: int) -> Episode:
-        """Episode of any number from 0, which may be beyond the length."""
+        """Draw the episode of any number from 0, also beyond the length.
+
+        With `order="list"`, the queries start again there, with other supports.
+        """
         # RandomState, because numpy promises that its streams never change.
         rng = np.random.RandomState([self.seed, number])
         if self._order == "balanced":
@@ -139,24 +149,28 @@ class EpisodeSampler(Sequence[Episode]):
             query = self._queries[number % len(self._queries)]
             label = self._choices[query][rng.randint(len(self._choices[query]))]
         images = self._listed[label]
-        at = bisect_left(images, query)  # a query in which the class is small is none of them
+        at = bisect_left(images, query)  # `images` lack a query that shows too little
         found = at < len(images) and images[at] == query
         chosen = rng.choice(len(images) - found, self.shots, replace=False).tolist()
         return Episode(query, tuple(images[i + (found and i >= at)] for i in chosen), label)
 
 
 class EpisodeList(Sequence[Episode]):
-    """Episodes written down, so that two systems can be scored on the same.
+    """A fixed list of episodes, to save and to score several systems on.
 
     Args:
         source: The images.
         episodes: The episodes, for example an `EpisodeSampler`.
-        classes: Labels that are scored: those that `episodes` asks for, if left out. A sampler's
-            `classes` may hold more, of which chance asked for none.
+        classes: Labels of the classes to score. The classes of `episodes` are always among them.
+            Give the `classes` of a sampler to include those that it drew no episode of.
 
     Raises:
-        ValueError: If there are none, they differ in their number of shots or have none, or a query
-            is its own support.
+        ValueError: If there are no episodes, they differ in their number of shots or have no
+            supports, or a query is its own support.
+
+    Example:
+        >>> episodes = EpisodeList(source, sampler, sampler.classes)
+        >>> episodes.save("episodes.json")
     """
 
     def __init__(
@@ -170,15 +184,15 @@ class EpisodeList(Sequence[Episode]):
         asked = {episode.label for episode in self._episodes}
         self.classes = tuple(sorted(asked.union(() if classes is None else classes)))
         if any(query in supports for query, supports, _ in self._episodes):
-            raise ValueError("a query is its own support")
+            raise ValueError("a query is its own support: expected other images")
         shots = {len(episode.supports) for episode in self._episodes}
         if len(shots) != 1 or 0 in shots:
-            raise ValueError(f"expected episodes of one number of shots K ≥ 1, got {sorted(shots)}")
+            raise ValueError(f"expected the same number of shots K ≥ 1, got {sorted(shots)}")
         self.shots = shots.pop()
 
     @property
     def sha256(self) -> str:
-        """Of the classes, queries and supports by name: equal if, and only if, all of these are."""
+        """Hash of every episode's class, query and supports, by name and in order."""
         return hashlib.sha256(json.dumps(self._named()).encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -188,11 +202,15 @@ class EpisodeList(Sequence[Episode]):
         return self._episodes[operator.index(number)]
 
     def draw(self, number: int) -> Episode:
-        """Episode of any number from 0: beyond the length the list starts over."""
+        """Give the episode of any number from 0: beyond the length, the list starts again."""
         return self._episodes[number % len(self)]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a JSON file that `load` reads: class, query and supports of each, by name."""
+        """Write a JSON file for `load`: class, query and supports of each episode, by name.
+
+        Args:
+            path: File to write.
+        """
         names = [self.source.classes[label - 1] for label in self.classes]
         about = {"format": FORMAT, "sha256": self.sha256, "classes": names}
         text = ",\n".join(json.dumps(episode, ensure_ascii=False) for episode in self._named())
@@ -201,21 +219,25 @@ class EpisodeList(Sequence[Episode]):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], source: LabelledImages) -> Self:
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
+
+        Args:
+            path: File to read.
+            source: The images that the episodes were drawn from.
 
         Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If the file is no list of episodes or has been changed, or the source lacks
-                an image or a class of it.
+            FileNotFoundError: If the file does not exist.
+            ValueError: If the file is not a list of episodes or was changed, or the source does not
+                have one of its images or classes.
         """
         try:
             about = json.loads(Path(path).read_text(encoding="utf-8"))
             if about["format"] != FORMAT:
-                raise ValueError(f"its format is {about['format']!r}")
+                raise ValueError(f"its format is {about['format']!r}, not {FORMAT!r}")
             named = [(str(c), str(q), [str(s) for s in ss]) for c, q, ss in about["episodes"]]
             scored = {str(name) for name in about["classes"]}
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no list of episodes of hdmnet: {error!r}") from error
+            raise ValueError(f"{path} is not a list of episodes of hdmnet: {error!r}") from error
         index = {name: i for i, name in enumerate(source.ids)}
         labels = {name: c for c, name in enumerate(source.classes, start=1)}
         used = {name for _, query, supports in named for name in (query, *supports)}
@@ -234,7 +256,7 @@ class EpisodeList(Sequence[Episode]):
             [labels[name] for name in scored],
         )
         if episodes.sha256 != about.get("sha256"):
-            raise ValueError(f"{path} has been changed: its episodes do not have its sha256")
+            raise ValueError(f"{path} was changed: its episodes do not match its sha256")
         return episodes
 
     def _named(self) -> list[tuple[str, str, list[str]]]:

@@ -1,4 +1,4 @@
-"""Collections with a folder for each class: FSS-1000, and people's own."""
+"""Collections with one folder for each class: FSS-1000, and your own data."""
 
 import os
 from collections.abc import Collection, Sequence
@@ -15,10 +15,10 @@ _IGNORE = 255
 
 
 class _ClassFolders(LabelledImages):
-    """Images that show one class each."""
+    """Images that each show one class."""
 
     def __init__(self, members: Sequence[tuple[str, Path, Path]], root: Path, what: str) -> None:
-        """Take (class, image, mask) of each image."""
+        """Take the class, the image and the mask of each member."""
         require_files([mask for *_, mask in members], what)
         classes = sorted({name for name, *_ in members})
         label_of = {name: label for label, name in enumerate(classes, start=1)}
@@ -35,25 +35,29 @@ class _ClassFolders(LabelledImages):
         return label.astype(np.int32)
 
     def _mask(self, index: int) -> NDArray[np.uint8]:
-        """(H, W): 0 background, 1 the class, 255 ignored."""
+        """(H, W): 0 = background, 1 = the class, 255 = ignore."""
         path = self._masks[index]
         pixels = read_pixels(path)
         return load_mask(path, (pixels.shape[0], pixels.shape[1])).numpy()
 
 
 class MaskFolders(_ClassFolders):
-    """One's own data: `class/images/name.jpg` with `class/masks/name.png`.
+    """Your own data: `CLASS/images/NAME.jpg` with `CLASS/masks/NAME.png`.
 
-    An image and its mask have the same name but for the suffix. Masks are of the kinds that
-    `HDMNet.predict` takes: bool, {0, 1}, {0, 255} or {0, 1, 255}.
+    An image and its mask have the same name, except for the suffix. Mask values are those of
+    `load_mask`: bool, {0, 1}, {0, 255} or {0, 1, 255}.
 
     Args:
-        root: The folder of the classes.
-        classes: Names of the folders to take; all that have `images`, if left out.
+        root: The folder that holds the class folders.
+        classes: Names of the class folders to read. None: all that have a folder `images`.
 
     Raises:
-        FileNotFoundError: If there is no such folder, or any mask is missing.
+        FileNotFoundError: If a folder or any mask is missing.
         ValueError: If there are no images.
+
+    Example:
+        >>> source = MaskFolders("my_data")  # my_data/cat/images/1.jpg, my_data/cat/masks/1.png
+        >>> image, label = source.image(0), source.label(0)
     """
 
     def __init__(self, root: str | os.PathLike[str], classes: Sequence[str] | None = None) -> None:
@@ -61,7 +65,9 @@ class MaskFolders(_ClassFolders):
         if classes is None:
             classes = sorted(path.parent.name for path in root.glob("*/images"))
             if not classes:
-                raise FileNotFoundError(f"there is no folder CLASS/images in {root}")
+                raise FileNotFoundError(
+                    f"there is no folder CLASS/images in {root}: expected one for each class"
+                )
         members = []
         for name in classes:
             folder = root / name / "masks"
@@ -72,16 +78,22 @@ class MaskFolders(_ClassFolders):
 
 
 class FSS1000(_ClassFolders):
-    """FSS-1000 (Li et al., CVPR 2020): `class/1.jpg` with `class/1.png`, ten of each class.
+    """FSS-1000: `CLASS/1.jpg` with `CLASS/1.png`, ten of each class.
 
     Args:
-        root: The folder of the classes.
-        classes: Names of the folders to take, such as the 240 test classes; all, if left out. Or
-            the path of a text file with a name in each line.
+        root: The folder that holds the class folders.
+        classes: Names of the class folders to read, such as the 240 test classes, or the path of a
+            text file with one name on each line. None: all.
 
     Raises:
-        FileNotFoundError: If there is no such folder, or any mask is missing.
+        FileNotFoundError: If a folder, the text file or any mask is missing.
         ValueError: If there are no images.
+
+    Example:
+        >>> source = FSS1000("FSS-1000", classes=["abacus", "zebra"])
+        >>> image, label = source.image(0), source.label(0)
+
+    Source: Li et al., CVPR 2020.
     """
 
     def __init__(
@@ -103,7 +115,7 @@ class FSS1000(_ClassFolders):
         super().__init__(members, root, "FSS-1000")
 
     def _mask(self, index: int) -> NDArray[np.uint8]:
-        # Not all of its masks are pure black and white.
+        # Some masks hold grey values too, so a threshold decides.
         return (read_pixels(self._masks[index], mode="L") >= 128).astype(np.uint8)
 
 
@@ -111,7 +123,7 @@ def _images(folder: Path, suffixes: Collection[str] = _SUFFIXES) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     found = (path for path in folder.iterdir() if path.suffix.lower() in suffixes)
-    return sorted(found, key=lambda path: path.name)  # paths would compare otherwise on Windows
+    return sorted(found, key=lambda path: path.name)  # Path order ignores case on Windows
 
 
 def _number(path: Path) -> tuple[int, str]:

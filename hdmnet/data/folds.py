@@ -1,4 +1,4 @@
-"""The classes of PASCAL-5i and COCO-20i, and which of them each fold keeps for testing."""
+"""The classes of PASCAL-5i and COCO-20i, and the novel classes of each fold."""
 
 from typing import Literal
 
@@ -12,13 +12,20 @@ COCO_CLASS_COUNT = 80
 
 
 def pascal_fold(fold: int) -> tuple[int, ...]:
-    """Novel classes of a fold of PASCAL-5i: 5f + 1 … 5f + 5, where class 1 is aeroplane.
+    """Return the novel classes of a fold of PASCAL-5i: 5f + 1 … 5f + 5.
 
     Args:
         fold: f, 0 to 3.
 
+    Returns:
+        Labels from 1 to 20, in the order of `PASCAL_CLASSES`: 1 is aeroplane.
+
     Raises:
-        ValueError: If there is no such fold.
+        ValueError: If `fold` is not 0, 1, 2 or 3.
+
+    Example:
+        >>> pascal_fold(1)
+        (6, 7, 8, 9, 10)
 
     Source: Shaban et al., One-Shot Learning for Semantic Segmentation (arXiv 1709.03410).
     """
@@ -30,15 +37,24 @@ def pascal_fold(fold: int) -> tuple[int, ...]:
 def coco_fold(
     fold: int, split: Literal["interleaved", "contiguous"] = "interleaved"
 ) -> tuple[int, ...]:
-    """Novel classes of a fold of COCO-20i, counted from 1 in the order of the category ids.
+    """Return the novel classes of a fold of COCO-20i.
 
     Args:
         fold: f, 0 to 3.
-        split: `interleaved`: f + 1, f + 5, …, as HDMNet, PFENet and HSNet have it (from Nguyen and
-            Todorovic, arXiv 1909.13140); or `contiguous`: 20f + 1 … 20f + 20.
+        split: `interleaved`: f + 1, f + 5, …, as in HDMNet, PFENet and HSNet. `contiguous`:
+            20f + 1 … 20f + 20.
+
+    Returns:
+        Labels from 1 to 80, in the order of the category ids.
 
     Raises:
         ValueError: If there is no such fold or split.
+
+    Example:
+        >>> coco_fold(1)[:3]
+        (2, 6, 10)
+
+    Source: interleaved split of Nguyen and Todorovic (arXiv 1909.13140).
     """
     _check(fold)
     if split == "interleaved":

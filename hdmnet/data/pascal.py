@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012, with the labels of SBD where they have been added."""
+"""PASCAL VOC 2012, with the labels of SBD if they were added."""
 
 import os
 from pathlib import Path
@@ -13,21 +13,23 @@ _BORDER = 255
 
 
 class PascalVOC(LabelledImages):
-    """The tree `VOC2012` of the development kit.
-
-    Labels are read from `SegmentationClassAug`, which is where the labels of SBD (Hariharan et al.,
-    ICCV 2011) are commonly put beside VOC's own, or from `SegmentationClass` if there is no such
-    folder.
+    """PASCAL VOC 2012, in the folders of its development kit.
 
     Args:
-        root: The folder `VOC2012`, or one that holds it as it is or within `VOCdevkit`.
-        split: Name of a list in `ImageSets/Segmentation`, or path of one. A line's first word names
-            an image, by its id or by the path of its file; the rest is ignored.
-        labels: Folder of the labels, beside `JPEGImages`.
+        root: The folder `VOC2012`, or a folder that holds `VOC2012` or `VOCdevkit/VOC2012`.
+        split: Name of a list in `ImageSets/Segmentation`, or path of a list. The first word of a
+            line names an image, by its id or by the path of its file. The rest is ignored.
+        labels: Name of the folder of the labels, beside `JPEGImages`. None: `SegmentationClassAug`,
+            the usual name for VOC's labels together with those of SBD (Hariharan et al., ICCV
+            2011), or `SegmentationClass` if that folder does not exist.
 
     Raises:
-        FileNotFoundError: If the tree, the list or any file that it names is missing.
+        FileNotFoundError: If a folder, the list or any file that it names is missing.
         ValueError: If the list is empty, or names an image twice.
+
+    Example:
+        >>> source = PascalVOC("VOCdevkit", split="val")
+        >>> image, label = source.image(0), source.label(0)
     """
 
     def __init__(
@@ -40,8 +42,8 @@ class PascalVOC(LabelledImages):
         found = [place for place in places if (place / "JPEGImages").is_dir()]
         if not found:
             raise FileNotFoundError(
-                f"{root} is no VOC2012 tree: expected a folder JPEGImages in it, in its VOC2012 or "
-                "in its VOCdevkit/VOC2012"
+                f"{root} does not hold VOC2012: expected a folder JPEGImages in it, in its VOC2012 "
+                "or in its VOCdevkit/VOC2012"
             )
         self.root = found[0]
         if labels is None:
@@ -50,7 +52,7 @@ class PascalVOC(LabelledImages):
         named = self.root / "ImageSets" / "Segmentation" / f"{split}.txt"
         listed = named if named.is_file() else Path(split)
         if not listed.is_file():
-            raise FileNotFoundError(f"there is no list {named}, nor a file {split}")
+            raise FileNotFoundError(f"there is neither a list {named} nor a file {split}")
         lines = listed.read_text(encoding="utf-8").splitlines()
         ids = [Path(line.split()[0]).stem for line in lines if line.strip()]
         images = [self.root / "JPEGImages" / f"{name}.jpg" for name in ids]
@@ -59,7 +61,7 @@ class PascalVOC(LabelledImages):
         super().__init__(PASCAL_CLASSES, ids, images, about=(labels,))
 
     def label(self, index: int) -> NDArray[np.int32]:
-        """See `LabelledImages.label`; the 255 of borders is `VOID`."""
+        """See `LabelledImages.label`. Object borders, 255 in the files, are `VOID`."""
         path = self._labels[index]
         values = read_pixels(path).astype(np.int32)
         if values.ndim != 2:

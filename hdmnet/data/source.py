@@ -1,4 +1,4 @@
-"""What every collection of labelled images can do, whatever its files look like."""
+"""The base class of all collections of labelled images."""
 
 import hashlib
 import json
@@ -21,25 +21,25 @@ from hdmnet.images import load_image, open_image
 logger = logging.getLogger(__name__)
 
 VOID = -1
-"""Label of pixels that belong to no class and not to the background.
+"""Label of pixels to ignore: neither a class nor background.
 
-The 255 of files and of tensors, where it may be a class here: FSS-1000 has a thousand.
+Not 255, as in files and tensors, because here 255 may be a class: FSS-1000 has a thousand.
 """
 AREAS = "hdmnet areas 1"
 _LISTED = 10
 
 
 class LabelledImages(ABC):
-    """Images with a label for every pixel.
+    """Images with a label for every pixel. Subclass it and write `label` to read other data.
 
     Args:
-        classes: Names. A pixel of `classes[c - 1]` has the label c.
-        ids: Of the images, in the order of the list.
+        classes: Names of the classes. A pixel of `classes[c - 1]` has the label c.
+        ids: Names of the images.
         files: Path of each image.
-        about: What else the labels depend on, as JSON holds it; see `areas`.
+        about: Settings that change the labels. A cache of `areas` is read only if they are equal.
 
     Raises:
-        ValueError: If there are no images, or two images or classes of one name.
+        ValueError: If there are no images, or two images or two classes have the same name.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class LabelledImages(ABC):
         about: Sequence[str | int] = (),
     ) -> None:
         if not ids:
-            raise ValueError(f"{type(self).__name__} found no images")
+            raise ValueError(f"{type(self).__name__} found no images: expected at least one")
         for what, names in (("image", ids), ("class", classes)):
             name, count = Counter(names).most_common(1)[0] if names else ("", 0)
             if count > 1:
-                raise ValueError(f"the {what} {name!r} is listed more than once")
+                raise ValueError(f"the {what} {name!r} is listed more than once: list it once")
         self._about = list(about)
         self.classes = tuple(classes)
         self.ids = tuple(ids)
@@ -66,7 +66,13 @@ class LabelledImages(ABC):
         return len(self.ids)
 
     def image(self, index: int) -> Tensor:
-        """(3, H, W) float32 RGB in [0, 1].
+        """Load an image.
+
+        Args:
+            index: 0 to the number of images - 1.
+
+        Returns:
+            (3, H, W) float32 RGB in [0, 1].
 
         Raises:
             ValueError: If the file is damaged.
@@ -75,22 +81,31 @@ class LabelledImages(ABC):
 
     @abstractmethod
     def label(self, index: int) -> NDArray[np.int32]:
-        """(H, W): 0 background, c for `classes[c - 1]`, and `VOID` where nobody can say.
+        """Load the labels of an image.
+
+        Args:
+            index: 0 to the number of images - 1.
+
+        Returns:
+            (H, W): 0 = background, c = `classes[c - 1]`, `VOID` = ignore.
 
         Raises:
             ValueError: If the file is damaged, or holds other labels.
         """
 
     def areas(self, cache: str | os.PathLike[str] | None = None) -> list[dict[int, int]]:
-        """Pixels of each class that each image shows, found by reading every label once.
+        """Count the pixels of each class in each image, which reads all labels once.
 
         Args:
-            cache: JSON file to keep them in, for a large collection. It is written anew if it is of
-                other images, classes or settings; but what is in the files of the labels is not
-                looked at again: delete it when these have changed.
+            cache: JSON file to keep the counts in, for a large collection. If it was written for
+                other images, classes or settings, the labels are read again and it is replaced.
+                Changes in the label files are not noticed: delete the cache after a change.
+
+        Returns:
+            For each image, label → number of pixels. Only classes that the image shows.
 
         Raises:
-            ValueError: If the file is there and is none of these, or a label cannot be read.
+            ValueError: If `cache` exists and is not a cache of areas, or a label cannot be read.
         """
         if self._areas is None:
             self._areas = self._scan() if cache is None else self._cached(Path(cache))
@@ -111,16 +126,16 @@ class LabelledImages(ABC):
             try:
                 kept = json.loads(cache.read_text(encoding="utf-8"))
                 if kept["format"] != AREAS:
-                    raise ValueError(f"its format is {kept['format']!r}")
+                    raise ValueError(f"its format is {kept['format']!r}, not {AREAS!r}")
                 if kept["images"] == key:
                     return [
                         {int(c): count for c, count in areas.items()} for areas in kept["areas"]
                     ]
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(
-                    f"{cache} is no file of areas ({error!r}): name another, or delete it"
+                    f"{cache} is not a cache of areas ({error!r}): name another, or delete it"
                 ) from error
-            logger.info("%s is of other images: reading the labels again", cache)
+            logger.info("%s is for other images or settings: reading the labels again", cache)
         cache.parent.mkdir(parents=True, exist_ok=True)
         areas = self._scan()
         text = json.dumps({"format": AREAS, "images": key, "areas": areas})
@@ -129,7 +144,11 @@ class LabelledImages(ABC):
 
 
 def read_pixels(path: Path, mode: str | None = None) -> NDArray[Any]:
-    """Pixels of a label file as they are, palette indices included, or in a mode of Pillow.
+    """Read the pixels of a label file as they are stored: a palette image gives its indices.
+
+    Args:
+        path: The file.
+        mode: Pillow mode to convert to. None: no conversion.
 
     Raises:
         ValueError: If the file is damaged.
@@ -145,10 +164,14 @@ def read_pixels(path: Path, mode: str | None = None) -> NDArray[Any]:
 
 
 def require_files(files: Iterable[Path], what: str) -> None:
-    """Refuse a collection with holes, and say all that is missing at once.
+    """Check that all files exist.
+
+    Args:
+        files: The files.
+        what: Name of the collection, for the error.
 
     Raises:
-        FileNotFoundError: If a file is missing.
+        FileNotFoundError: If files are missing. It names up to 10 of them.
     """
     missing = [str(file) for file in files if not file.is_file()]
     if missing:

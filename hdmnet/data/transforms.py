@@ -1,4 +1,4 @@
-"""From images and labels of any size to the tensors that `HDMNet.forward` takes, and back."""
+"""Transforms from images and labels of any size to the tensors of `HDMNet.forward`, and back."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -22,38 +22,43 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Transform(Protocol):
-    """What is done to the images of an episode and to their labels alike.
+    """Changes the images of an episode together with their labels.
 
-    Images are (3, H, W) float32 RGB in [0, 1], and leave normalised; labels are (H, W) uint8, where
-    255 is ignored and, in the first, 1 is the object.
+    Images are (3, H, W) float32 RGB, in [0, 1] before and normalised after. Labels are (H, W)
+    uint8, 255 = ignore; in the first one, 1 = object.
     """
 
     def query(self, image: Tensor, *labels: Tensor) -> tuple[Tensor, ...]:
-        """A query and its labels."""
+        """Transform a query and its labels, and return both in this order."""
 
     def support(self, image: Tensor, *labels: Tensor) -> tuple[Tensor, ...]:
-        """A support and its masks."""
+        """Transform a support and its masks, and return both in this order."""
 
 
 class TrainTransform:
-    """The augmentation of training, on image and labels alike: all leave as `size` × `size`.
+    """Augments images and labels for training, to `size` × `size`.
 
-    Scale, rotation, blur and mirroring at random, then a random window; beyond the image it has the
-    mean colour and the label 255. The window holds a part of the object, if there is one: an
-    episode without would teach nothing.
+    Scales, rotates, blurs and mirrors at random, then crops a random window. Outside the image, the
+    window has the mean colour and the label 255. If the first label has an object, the window holds
+    a part of it, because an episode without an object teaches nothing.
 
     Args:
         size: Side of the window in pixels: 473 on PASCAL-5i, 633 on COCO-20i.
-        mean: Of the normalisation, R, G, B in [0, 1]; a model's `backbone.mean`.
-        std: Likewise, `backbone.std`.
-        scale: Range of the factor of the size.
-        rotation: Largest angle in degrees, to either side.
-        blur: Probability of a Gaussian blur of 5 × 5.
+        mean: Mean of R, G, B in [0, 1], for normalisation: a model's `backbone.mean`.
+        std: Standard deviation of R, G, B: a model's `backbone.std`.
+        scale: Smallest and largest factor of the image's size.
+        rotation: Largest angle in degrees, in both directions.
+        blur: Probability of a 5 × 5 Gaussian blur.
         flip: Probability of mirroring left and right.
 
-    Source: mirroring, rotation and crops are those of PFENet (arXiv 2008.01449), section 4.1, which
-    BAM and HDMNet go by. What the papers leave open is this project's own: that every image is
-    rotated, the range of scales, the blur, and that the window holds a part of the object.
+    Example:
+        >>> transform = TrainTransform(473, mean=model.backbone.mean, std=model.backbone.std)
+        >>> image, mask = transform.query(image, mask)
+
+    Source: PFENet (arXiv 2008.01449), section 4.1, for mirroring, rotation and crops; BAM and
+    HDMNet follow it. The papers leave the rest open, and it is this project's own choice: that
+    every image is rotated, the range of scales, the blur, and that the window holds a part of the
+    object.
     """
 
     def __init__(
@@ -88,16 +93,21 @@ class TrainTransform:
 
 
 class EvalTransform:
-    """What testing does: images are resized, and scores are brought back to the query's own size.
+    """Resizes images for testing to `size` × `size`, and scores back to the query's own size.
 
-    The label of a query stays at its own size, where the papers score.
+    The labels of a query stay at its own size, because the papers score there.
 
     Args:
-        size: Side in pixels, a model's `image_size`.
-        mean: As of `TrainTransform`.
-        std: As of `TrainTransform`.
-        keep_ratio: Whether the longer side becomes `size` and the rest is black, as in PFENet
-            (arXiv 2008.01449), section 4.1; or both sides become `size`, as in `HDMNet.predict`.
+        size: Side in pixels: a model's `image_size`.
+        mean: As for `TrainTransform`.
+        std: As for `TrainTransform`.
+        keep_ratio: True: the longer side becomes `size` and the rest is padded with black, as in
+            PFENet (arXiv 2008.01449), section 4.1. False: both sides become `size`, as in
+            `HDMNet.predict`.
+
+    Example:
+        >>> transform = EvalTransform(473, mean=model.backbone.mean, std=model.backbone.std)
+        >>> query, target = transform.query(image, mask)
     """
 
     def __init__(
@@ -113,27 +123,38 @@ class EvalTransform:
         self._keep_ratio = keep_ratio
 
     def query(self, image: Tensor, *labels: Tensor) -> tuple[Tensor, ...]:
-        """See `Transform`; the labels are returned as they came."""
+        """See `Transform`. The labels are not changed."""
         inner = self._inner(image.shape[-2:])
         resized = F.interpolate(image[None], inner, mode="bilinear", antialias=True)[0]
         return v2.functional.normalize(self._pad(resized, 0), self._mean, self._std), *labels
 
     def support(self, image: Tensor, *labels: Tensor) -> tuple[Tensor, ...]:
-        """See `Transform`; masks are resized by nearest neighbour, and no object vanishes."""
+        """See `Transform`.
+
+        Masks are resized by nearest neighbour, and an object keeps at least one pixel.
+        """
         (resized,) = self.query(image)
         inner = self._inner(image.shape[-2:])
         masks = [resize_label(label, inner).to(label.dtype) for label in labels]
         return resized, *(self._pad(mask, IGNORE) for mask in masks)
 
     def restore(self, scores: Tensor, size: Sequence[int]) -> Tensor:
-        """Bring scores (B, C, `size`, `size`) to the query's own size (H, W)."""
+        """Resize scores to the query's own size.
+
+        Args:
+            scores: (B, C, `size`, `size`), such as `HDMNetOutput.final`.
+            size: (H, W) of the query.
+
+        Returns:
+            (B, C, H, W).
+        """
         if not self._keep_ratio:
             return upsample(scores, size, align_corners=False)
         longer = max(size)
         return upsample(scores, (longer, longer), align_corners=True)[..., : size[0], : size[1]]
 
     def _inner(self, size: Sequence[int]) -> tuple[int, int]:
-        """Height and width that an image (H, W) gets, before padding."""
+        """Height and width of an image (H, W) after resizing, before padding."""
         if not self._keep_ratio:
             return self.size, self.size
         height, width = (max(round(side * self.size / max(size)), 1) for side in size)
@@ -162,7 +183,7 @@ class _RandomScale(v2.Transform):
 
 
 class _RandomWindow(v2.Transform):
-    """Cuts a random window that holds a random pixel of the object, padding if need be."""
+    """Crops a random window that holds a random pixel of the object. Pads smaller images."""
 
     def __init__(self, size: int, fill: dict[Any, Any]) -> None:
         super().__init__()
@@ -189,12 +210,12 @@ class _RandomWindow(v2.Transform):
         return {"padding": [0, 0, *pad], "top": top, "left": left}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Pad at the right and below, and cut."""
+        """Pad at the right and below, then crop."""
         padded = v2.functional.pad(inpt, params["padding"], fill=self._fill[type(inpt)])
         window = (params["top"], params["left"], self._size, self._size)
         return v2.functional.crop(padded, *window)
 
 
 def _draw(low: int, high: int) -> int:
-    """A random integer, both bounds included."""
+    """Draw a random integer from low to high, both included."""
     return int(torch.randint(low, high + 1, ()))
