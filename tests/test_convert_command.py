@@ -59,8 +59,8 @@ def test_a_second_process(checkpoint: Path, official: dict[str, Tensor], tmp_pat
     assert f"mapped ({len(official)})" in lines
     assert "  module.gram_merge.weight -> ensemble.gram_merge.weight (1, 2, 1, 1)" in lines
     assert "dropped (2)" in lines
-    assert "  optimizer: not of the network" in lines
-    assert "missing, left as initialised: train the matching network (0)" in lines
+    assert "  optimizer: not a part of the network" in lines
+    assert "missing, initialised at random: train the matching network (0)" in lines
     assert lines[-1].startswith(f"checked: {len(official)} tensors")
     model = HDMNet.from_pretrained(out)
     back = convert.to_official(model)
@@ -89,7 +89,7 @@ def test_a_base_learner(
     assert command.main([str(tmp_path / "base.pth"), str(tmp_path / "out"), "--check"]) == 0
     printed = capsys.readouterr().out
     assert "recognised: base learner, vgg16" in printed
-    assert "encoder.0.0.weight: the same tensor again" in printed
+    assert "encoder.0.0.weight: a copy of a mapped tensor" in printed
     assert "\n  cascade.classifier.0.weight\n" in printed
     model = HDMNet.from_pretrained(tmp_path / "out")
     assert torch.equal(model.base_learner.classifier.bias, official["base_learnear.2.bias"])
@@ -120,7 +120,7 @@ def test_a_malicious_pickle(
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     assert command.main([str(path), str(out)]) == 1
     message = capsys.readouterr().err
-    assert "is refused, nothing of it was run" in message
+    assert "is refused, and no code in it was run" in message
     assert "It names posix.system" in message
     assert not touched.exists()
     assert not out.exists()
@@ -132,7 +132,7 @@ def test_a_malicious_pickle(
 def test_a_plain_malicious_pickle(tmp_path: Path) -> None:
     touched, path = tmp_path / "touched", tmp_path / "evil.pkl"
     path.write_bytes(pickle.dumps(Run(touched)))
-    with pytest.raises(ValueError, match=r"is refused|is no checkpoint"):
+    with pytest.raises(ValueError, match=r"is refused|is not a checkpoint"):
         read_checkpoint(path)
     assert not touched.exists()
 
@@ -158,7 +158,7 @@ def _archive(path: Path) -> None:
 )
 def test_damaged_files(checkpoint: Path, damage, tmp_path: Path) -> None:
     damage(checkpoint)
-    with pytest.raises(ValueError, match=r"checkpoint\.pth is (refused|no checkpoint)"):
+    with pytest.raises(ValueError, match=r"checkpoint\.pth is (refused|not a checkpoint)"):
         read_checkpoint(checkpoint)
     assert not (tmp_path.parent / "escaped.txt").exists()
 
@@ -208,7 +208,9 @@ def test_the_check_can_fail(
 
     monkeypatch.setattr(HDMNet, "from_pretrained", altered)
     assert command.main([str(checkpoint), str(tmp_path / "out"), "--check"]) == 1
-    expected = "is not module.gram_merge.weight" if what == "a tensor" else "final of the loaded"
+    expected = (
+        "differs from module.gram_merge.weight" if what == "a tensor" else "final of the loaded"
+    )
     assert expected in capsys.readouterr().err
 
 

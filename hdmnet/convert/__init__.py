@@ -1,4 +1,4 @@
-"""The authors' checkpoints ↔ HDMNet."""
+"""Conversion between the authors' checkpoints and HDMNet."""
 
 from hdmnet.convert.checkpoint import read_checkpoint
 from hdmnet.convert.conversion import Conversion, convert, from_official, to_official

@@ -1,4 +1,4 @@
-"""`python -m hdmnet.convert checkpoint.pth out/`: an official checkpoint → a folder."""
+"""The command `python -m hdmnet.convert checkpoint.pth out/`: official checkpoint → folder."""
 
 import argparse
 import sys
@@ -12,18 +12,25 @@ from hdmnet.model import HDMNet
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Convert, and print what became of each tensor; 0 if all went well."""
+    """Convert a checkpoint, and print what became of each tensor.
+
+    Args:
+        arguments: The command line, without the program's name. None: that of the process.
+
+    Returns:
+        0, or 1 after an error.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m hdmnet.convert",
         description="Turn a released checkpoint of HDMNet, or of the base learner of BAM (PSPNet), "
-        "into a folder that HDMNet.from_pretrained loads. Nothing of the file is run.",
+        "into a folder that HDMNet.from_pretrained loads. No code in the file is run.",
     )
     parser.add_argument("checkpoint", type=Path, help="the .pth file")
     parser.add_argument("out", type=Path, help="the folder to write")
     parser.add_argument(
         "--check",
         action="store_true",
-        help="load the folder again, and compare every tensor and a forward pass",
+        help="load the folder again, and compare all tensors and a forward pass",
     )
     options = parser.parse_args(arguments)
     try:
@@ -41,7 +48,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def report(conversion: Conversion, rest: list[str]) -> None:
-    """Print what was recognised, and every key."""
+    """Print what was recognised, and what became of every key.
+
+    Args:
+        conversion: The converted checkpoint.
+        rest: Names of what the file holds besides the state dict.
+    """
     config = conversion.model.config
     print(
         f"recognised: {conversion.kind}, {config['backbone']}, {config['base_classes']} base "
@@ -49,18 +61,23 @@ def report(conversion: Conversion, rest: list[str]) -> None:
     )
     shapes = {key: tuple(value.shape) for key, value in conversion.model.state_dict().items()}
     mapped = [f"{theirs} -> {ours} {shapes[ours]}" for theirs, ours in conversion.mapped.items()]
-    dropped = [f"{key}: the same tensor again" for key in conversion.dropped]
-    dropped += [f"{key}: not of the network" for key in rest]
+    dropped = [f"{key}: a copy of a mapped tensor" for key in conversion.dropped]
+    dropped += [f"{key}: not a part of the network" for key in rest]
     for title, lines in (
         ("mapped", mapped),
         ("dropped", dropped),
-        ("missing, left as initialised: train the matching network", conversion.missing),
+        ("missing, initialised at random: train the matching network", conversion.missing),
     ):
         print(f"{title} ({len(lines)})", *lines, sep="\n  ")
 
 
 def check(conversion: Conversion, state_dict: dict[str, Tensor], folder: Path) -> None:
-    """Compare the folder with the checkpoint.
+    """Compare the written folder with the checkpoint.
+
+    Args:
+        conversion: The converted checkpoint.
+        state_dict: The tensors of the checkpoint.
+        folder: The written folder.
 
     Raises:
         ValueError: If a tensor or an output differs.
@@ -69,7 +86,7 @@ def check(conversion: Conversion, state_dict: dict[str, Tensor], folder: Path) -
     tensors = loaded.state_dict()
     for theirs, ours in conversion.mapped.items():
         if not torch.equal(tensors[ours], state_dict[theirs].to(tensors[ours].dtype)):
-            raise ValueError(f"{ours} in {folder} is not {theirs} of the checkpoint")
+            raise ValueError(f"{ours} in {folder} differs from {theirs} in the checkpoint")
     generator = torch.Generator().manual_seed(0)
     size = loaded.smallest_size + 8
     query, support = torch.randn(2, 1, 3, size, size, generator=generator)
@@ -82,8 +99,8 @@ def check(conversion: Conversion, state_dict: dict[str, Tensor], folder: Path) -
         if not torch.equal(getattr(before, name), getattr(after, name)):
             raise ValueError(f"{name} of the loaded folder differs from the converted model's")
     print(
-        f"checked: {len(conversion.mapped)} tensors of {folder} are the checkpoint's, and a "
-        f"forward pass at {size} px gives the same before and after"
+        f"checked: {len(conversion.mapped)} tensors in {folder} equal the checkpoint's, and a "
+        f"forward pass at {size} px gives the same output before and after"
     )
 
 

@@ -1,4 +1,4 @@
-"""An official state dict → HDMNet, and back."""
+"""Convert an official state dict to HDMNet, and back."""
 
 import logging
 from collections.abc import Mapping
@@ -19,25 +19,28 @@ class Conversion:
     """A converted checkpoint, and what became of each tensor."""
 
     model: HDMNet
-    """In eval mode, float32."""
+    """The model: in eval mode, float32."""
     kind: str
-    """"HDMNet", or "base learner" for the file of BAM's and PSPNet's base learner."""
+    """"HDMNet", or "base learner" for a file of BAM's base learner (PSPNet)."""
     mapped: dict[str, str]
-    """Their key → ours."""
+    """Official key → our key."""
     dropped: list[str]
-    """Their keys that say the same as others."""
+    """Official keys whose tensor is a copy of a mapped one."""
     missing: list[str]
-    """Our keys that the file does not hold: they keep their random initialisation."""
+    """Our keys that the file does not have: their tensors are initialised at random."""
 
 
 def convert(state_dict: Mapping[str, Tensor]) -> Conversion:
-    """Build a model from the tensors of an official checkpoint, and tell what became of each.
+    """Build a model like `from_official`, and report what became of each tensor.
 
     Args:
         state_dict: As for `from_official`.
 
+    Returns:
+        The model and the report.
+
     Raises:
-        ValueError: As `from_official`.
+        ValueError: As for `from_official`.
     """
     official: dict[str, Tensor] = {}
     given: dict[str, str] = {}
@@ -50,7 +53,7 @@ def convert(state_dict: Mapping[str, Tensor]) -> Conversion:
             official[name], given[name] = value, key
     kind = "base learner" if layout.is_base_learner(official) else "HDMNet"
     config = layout.infer_config(official)
-    with torch.device("meta"):  # no memory is taken for sizes that may be absurd
+    with torch.device("meta"):  # takes no memory: the sizes may be absurd
         own = HDMNet(**config).state_dict()
     missing = [k for k in own if kind == "base learner" and not k.startswith(layout.BASE_PARTS)]
     names = {layout.official_key(key): key for key in own if key not in missing}
@@ -80,10 +83,10 @@ def convert(state_dict: Mapping[str, Tensor]) -> Conversion:
 def from_official(state_dict: Mapping[str, Tensor]) -> HDMNet:
     """Build a model from the tensors of an official checkpoint.
 
-    The configuration is read off the keys and shapes; `image_size` is the paper's for the number
-    of base classes, 633 for COCO-20i's 60 and 473 otherwise. A base learner's file (BAM, PSPNet)
-    fills the backbone, the PSP head and the base learner only: the matching network is yet to be
-    trained, as a logged warning says.
+    The configuration follows from the keys and shapes. `image_size` is the paper's for the number
+    of base classes: 633 for the 60 of COCO-20i, 473 otherwise. A file of a base learner (BAM,
+    PSPNet) fills only the backbone, the PSP head and the base learner. The matching network is
+    then initialised at random, and a warning is logged.
 
     Args:
         state_dict: Official key → tensor, with or without the prefix `module.`.
@@ -92,27 +95,39 @@ def from_official(state_dict: Mapping[str, Tensor]) -> HDMNet:
         The model, in eval mode, float32.
 
     Raises:
-        ValueError: If a key is missing or left over, or a tensor has another shape or type, or
-            holds NaN or infinity; or if a base learner's two backbones differ. It is named.
+        ValueError: If a key is missing or left over; if a tensor has another shape or type, or
+            holds NaN or infinity; or if the two backbones of a base learner differ. The message
+            names the keys.
+
+    Example:
+        >>> checkpoint = torch.load("checkpoint.pth", weights_only=True)
+        >>> model = from_official(checkpoint["state_dict"])
     """
     conversion = convert(state_dict)
     if conversion.missing:
-        logger.warning("of a base learner's file: the matching network is yet to be trained")
+        logger.warning("the file holds a base learner only: the matching network must be trained")
     return conversion.model
 
 
 def to_official(model: HDMNet) -> dict[str, Tensor]:
-    """The model's tensors under the official keys, the inverse of `from_official`.
+    """Return the model's tensors under the official keys: the inverse of `from_official`.
 
     Args:
-        model: With a backbone of the paper's and a base learner.
+        model: A model with a backbone of the paper and a base learner.
+
+    Returns:
+        Official key → tensor. The tensors share memory with the model.
 
     Raises:
-        ValueError: If the official model has no such backbone, or always has a base learner; or if
-            the model is a `fused` copy.
+        ValueError: If the backbone is not `resnet50`, `resnet101` or `vgg16`, if the model has no
+            base learner, or if it is a `fused` copy.
+
+    Example:
+        >>> state_dict = to_official(model)
+        >>> torch.save({"state_dict": state_dict}, "checkpoint.pth")
     """
     if model.is_fused:
-        raise ValueError("a fused model has lost its norms: convert the original")
+        raise ValueError("a fused model no longer has its norms: convert the original")
     if model.backbone.name not in ("resnet50", "resnet101", "vgg16") or model.psp is None:
         raise ValueError(
             "only models with backbone resnet50, resnet101 or vgg16 and base_classes > 0 have an "

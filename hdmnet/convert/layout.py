@@ -1,4 +1,4 @@
-"""The keys of the authors' checkpoints, and what they tell."""
+"""The keys of the authors' checkpoints, and the configuration that follows from them."""
 
 import re
 from collections.abc import Mapping
@@ -8,11 +8,11 @@ from torch import Tensor
 
 _MIX = "transformer.mix_transformer."
 BASE_PARTS = ("backbone.", "psp.", "base_learner.")
-"""Where our keys of a base learner's file begin."""
+"""Prefixes of our keys that a base learner's file fills."""
 _MATCHING = (_MIX, "query_merge.", "supp_merge.", "down_query.", "down_supp.")
 _VGG_GROUP_STARTS = (0, 7, 14, 24, 34)
 
-# Ours → theirs, first match wins; {i} of a stage counts from the finest on both sides.
+# Our key → official key. The first match wins. Both number the stages from the finest, 0.
 _RULES = (
     (r"psp\.branches\.", "ppm.features."),
     (r"psp\.fuse\.", "cls."),
@@ -51,10 +51,16 @@ _BLOCK_RULES = (
 
 
 def infer_config(official: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The constructor's arguments, read off official keys and shapes.
+    """Infer the arguments of `HDMNet` from official keys and shapes.
+
+    Args:
+        official: Official key → tensor, of the whole network or of a base learner.
+
+    Returns:
+        The arguments that differ between the authors' models.
 
     Raises:
-        ValueError: If a key that tells a size is missing.
+        ValueError: If a key whose shape is needed is missing.
     """
 
     def size(key: str, axis: int) -> int:
@@ -62,7 +68,7 @@ def infer_config(official: Mapping[str, Tensor]) -> dict[str, Any]:
             raise ValueError(f"not an official HDMNet checkpoint: keys missing: {key}")
         return official[key].shape[axis]
 
-    # By prefixes: one missing key must not make a network another.
+    # Match prefixes: one missing key must not make it look like another network.
     def has(pattern: str) -> bool:
         return any(re.match(pattern, key) for key in official)
 
@@ -88,14 +94,14 @@ def infer_config(official: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def is_base_learner(official: Mapping[str, Tensor]) -> bool:
-    """Whether there is nothing of the matching network."""
+    """Whether no key belongs to the matching network."""
     return not any(key.startswith(_MATCHING) for key in official)
 
 
 def whole_network_key(key: str) -> str:
-    """The key of the same tensor in a checkpoint of the whole network.
+    """Return the key of the same tensor in a checkpoint of the whole network.
 
-    A base learner's file numbers its classifier otherwise, and holds its backbone twice.
+    A file of a base learner has another key for its classifier, and holds its backbone twice.
     """
     key = key.removeprefix("module.")
     key = re.sub(r"^cls\.4\.", "base_learnear.2.", key)
@@ -103,7 +109,7 @@ def whole_network_key(key: str) -> str:
 
 
 def official_key(key: str) -> str:
-    """The authors' key of one of ours."""
+    """Return the official key of one of our keys."""
     vgg = re.fullmatch(r"backbone\.body\.features_(\d+)\.(.*)", key)
     if vgg:
         index = int(vgg[1])
