@@ -1,4 +1,4 @@
-"""Files that are whole, or as they were."""
+"""Atomic file writes."""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,11 +11,16 @@ from torch import Tensor
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary name: it becomes `path` at the end, or vanishes after an error.
+    """Write a file completely, or leave the old one unchanged.
 
-    Ctrl-C is raised when all is done, for in the midst of it a part would stay behind.
+    Ctrl-C takes effect after the write: earlier, it could leave the temporary file behind.
+
+    Args:
+        path: The file.
+        write: Called with the path of a temporary file in the same folder, which then replaces
+            `path`. After an error, the temporary file is deleted.
     """
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")  # others may write it too
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")  # others may write `path` too
 
     def replace() -> None:
         try:
@@ -28,13 +33,17 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def uninterrupted(function: Callable[[], None]) -> None:
-    """Call a function in a thread of its own, which no Ctrl-C reaches."""
+    """Call a function in another thread, because Ctrl-C interrupts only the main thread."""
     with ThreadPoolExecutor(1) as pool:
         pool.submit(function).result()
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write a safetensors file; what the system refuses is an `OSError`, as of any file."""
+    """Write a safetensors file.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
         save_file(contiguous, path, metadata)

@@ -1,4 +1,4 @@
-"""Images, masks and boxes as people keep them, turned into tensors."""
+"""Turn images, masks and boxes of many kinds into tensors."""
 
 import math
 import os
@@ -12,37 +12,42 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor
-"""A file's path, a PIL image, an (H, W, C) or (H, W) array, or a (C, H, W) or (H, W) tensor."""
+"""A path, a PIL image, an array (H, W, C) or (H, W), or a tensor (C, H, W) or (H, W)."""
 
 _FULL_SCALE = {torch.uint8: 255, torch.uint16: 65535}
-_TOLERANCE = 1e-3  # interpolation and half precision overshoot [0, 1] by a little
+_TOLERANCE = 1e-3  # interpolation and half precision leave [0, 1] by a little
 _COLOUR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
 _LISTED_VALUES = 8
 
 
 def load_image(image: ImageLike) -> Tensor:
-    """Turn an image into an RGB tensor, without normalisation.
+    """Turn an image into an RGB tensor, without normalisation by mean and std.
 
-    Files and PIL images are turned upright by their EXIF orientation; of an animated file the first
-    frame is read. Gray becomes RGB, and alpha is ignored.
+    Files and PIL images are turned upright by their EXIF orientation. An animated file gives its
+    first frame. Grey becomes RGB, and alpha is ignored.
 
     Args:
-        image: a file's path; a PIL image, where 16-bit modes span 0 to 65535; an array (H, W, C) or
-            (H, W), uint8 or uint16 over its full range; or a tensor (C, H, W) or (H, W), the same
-            or floating point in [0, 1]. C is 1, 3 or 4: gray, RGB or RGBA.
+        image: A path, a PIL image, an array (H, W, C) or (H, W), or a tensor (C, H, W) or (H, W).
+            C is 1, 3 or 4: grey, RGB or RGBA. Arrays and tensors are uint8 in 0 to 255 or uint16 in
+            0 to 65535; tensors may also be floating point in [0, 1]. PIL images of 16 bits span 0
+            to 65535.
 
     Returns:
-        (3, H, W) float32 in [0, 1], sharing no memory with the input. A tensor stays on its device.
+        (3, H, W) float32 in [0, 1], in new memory. A tensor stays on its device.
 
     Raises:
-        TypeError: for something that is no image, or has another dtype.
-        ValueError: for a file that cannot be decoded, a wrong shape, or values out of range.
-        OSError: for a file that cannot be opened, such as `FileNotFoundError`.
+        TypeError: If the input is not an image, or has another dtype.
+        ValueError: If a file cannot be decoded, a shape is wrong, or values are out of range.
+        OSError: If a file cannot be opened, for example `FileNotFoundError`.
+
+    Example:
+        >>> load_image(np.zeros((480, 640, 3), np.uint8)).shape
+        torch.Size([3, 480, 640])
     """
     name = _name("image", image)
     if isinstance(image, np.ndarray) and image.dtype.kind == "f":
         raise TypeError(
-            f"{name} is a {image.dtype} array: arrays are (H, W, C) uint8; "
+            f"{name} is a {image.dtype} array: expected (H, W, C) uint8; "
             "pass floats as a (C, H, W) tensor with values in [0, 1]"
         )
     pixels = _read(image, name, _image_pixels, channels=(1, 3, 4))[:3]
@@ -59,30 +64,35 @@ def load_image(image: ImageLike) -> Tensor:
         if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):  # refuses NaN too
             raise ValueError(
                 f"{name} has values from {low:g} to {high:g}: float tensors hold finite values "
-                "in [0, 1]; divide 0-255 values by 255, and leave out mean and std normalisation"
+                "in [0, 1]; divide 0-255 values by 255, and do not normalise by mean and std"
             )
     return values.clamp(0, 1).expand(3, -1, -1).contiguous()
 
 
 def load_mask(mask: ImageLike, size: tuple[int, int]) -> Tensor:
-    """Turn a mask into a tensor of 0 for background, 1 for the object and 255 for ignore.
+    """Turn a mask into a tensor: 0 = background, 1 = object, 255 = ignore.
 
-    Its values may be boolean, {0, 1}, {0, 255} or {0, 1, 255}, or fewer of each: 255 means ignore
-    where the mask has a 1 anywhere, and the object where it has none. All zero is an empty mask.
+    The values may be bool, {0, 1}, {0, 255} or {0, 1, 255}. If any pixel is 1, then 255 means
+    ignore; otherwise it means object. A mask of zeros is empty.
 
     Args:
-        mask: a file's path or a PIL image, with one channel or R = G = B, where palette images
-            count by index, alpha is ignored and EXIF orientation is applied as in `load_image`; an
-            array (H, W) or (H, W, 1); or a tensor (H, W) or (1, H, W). Any dtype but complex.
-        size: (H, W) of its image.
+        mask: A path, a PIL image, an array (H, W) or (H, W, 1), or a tensor (H, W) or (1, H, W), of
+            any dtype except complex. Files and PIL images have one channel, or R = G = B. In a
+            palette image, the indices count. Alpha is ignored, and EXIF orientation is applied.
+        size: (H, W) of the mask's image.
 
     Returns:
-        (H, W) uint8, sharing no memory with the input. A tensor stays on its device.
+        (H, W) uint8, in new memory. A tensor stays on its device.
 
     Raises:
-        TypeError: for something that is no mask.
-        ValueError: for a file that cannot be decoded, a wrong shape or size, or other values.
-        OSError: for a file that cannot be opened, such as `FileNotFoundError`.
+        TypeError: If the input is not a mask, or is complex.
+        ValueError: If a file cannot be decoded, the shape or the size is wrong, or there are other
+            values.
+        OSError: If a file cannot be opened, for example `FileNotFoundError`.
+
+    Example:
+        >>> load_mask(np.array([[0, 255], [255, 0]]), size=(2, 2)).tolist()
+        [[0, 1], [1, 0]]
     """
     name = _name("mask", mask)
     values = _read(mask, name, _mask_pixels, channels=(1,))[0]
@@ -101,9 +111,9 @@ def load_mask(mask: ImageLike, size: tuple[int, int]) -> Tensor:
         found = [f"{value:.9g}" for value in np.unique(values.tolist())]
         listed = ", ".join(found[:_LISTED_VALUES]) + (", …" if len(found) > _LISTED_VALUES else "")
         raise ValueError(
-            f"{name} has the values {listed}: expected 0 for background, 1 or 255 for the object, "
-            "and 255 for ignore beside 1; pick one object with `mask == value`, and save masks "
-            "without JPEG compression or smoothing"
+            f"{name} has the values {listed}: expected 0 and 1, 0 and 255, or 0, 1 and 255 "
+            "(ignore); pick one object with `mask == value`, and save masks without JPEG "
+            "compression or smoothing"
         )
     return values.to(torch.uint8) if is_one.any() else is_full.to(torch.uint8)
 
@@ -112,17 +122,21 @@ def box_mask(box: Sequence[float], size: tuple[int, int]) -> Tensor:
     """Draw a filled box as a mask.
 
     Args:
-        box: (x0, y0, x1, y1) in pixels, x to the right and y down, with x1 and y1 exclusive. What
-            lies outside the image is cut off. Fractions round to the nearest pixel edge, but leave
-            at least one pixel.
+        box: (x0, y0, x1, y1) in pixels, x to the right and y down; x1 and y1 are exclusive. The box
+            is clipped to the image. Fractions are rounded to the nearest pixel edge, but at least
+            one pixel stays.
         size: (H, W) of the image.
 
     Returns:
-        (H, W) uint8, 1 inside the box and 0 outside.
+        (H, W) uint8: 1 inside the box, 0 outside.
 
     Raises:
-        TypeError: for a box that does not hold numbers.
-        ValueError: for a box that is not four finite numbers, has no area or misses the image.
+        TypeError: If the box does not hold numbers.
+        ValueError: If the box is not four finite numbers, has no area, or is outside the image.
+
+    Example:
+        >>> box_mask((1, 0, 3, 2), size=(2, 4)).tolist()
+        [[0, 1, 1, 0], [0, 1, 1, 0]]
     """
     corners = np.asarray(box)
     if corners.dtype.kind not in "iuf":
@@ -149,7 +163,7 @@ def box_mask(box: Sequence[float], size: tuple[int, int]) -> Tensor:
 def _span(low: float, high: float, length: int) -> slice:
     low, high = max(low, 0), min(high, length)
     start, stop = math.floor(low + 0.5), math.floor(high + 0.5)
-    if start == stop:  # too thin to reach a pixel edge: the pixel its middle lies in
+    if start == stop:  # thinner than a pixel: take the pixel at its middle
         start = min(math.floor((low + high) / 2), length - 1)
     return slice(start, max(stop, start + 1))
 
@@ -164,7 +178,7 @@ def _read(
     unpack: Callable[[Image.Image, str], NDArray[Any]],
     channels: tuple[int, ...],
 ) -> Tensor:
-    """Bring any source to (C, H, W), with the dtype and the values it came with."""
+    """Turn any source into a tensor (C, H, W), with its dtype and values."""
     if isinstance(source, Image.Image):
         source = unpack(_upright(source, name), name)
     elif isinstance(source, str | os.PathLike):
@@ -172,7 +186,7 @@ def _read(
             source = unpack(_upright(file, name), name)
 
     if isinstance(source, np.ndarray):
-        # torch takes no negative strides or foreign byte orders, and warns about read-only memory
+        # torch refuses negative strides and foreign byte orders, and warns about read-only memory
         native = np.array(source, dtype=source.dtype.newbyteorder("="), order="C")
         tensor, axis, layout = torch.from_numpy(native), -1, "(H, W, C) array"
         mistake = "channels come first: use transpose(1, 2, 0)"
@@ -217,7 +231,7 @@ def _upright(source: Image.Image | IO[bytes], name: str) -> Image.Image:
 
 
 def open_image(file: IO[bytes]) -> Image.Image:
-    """Open a file of any format but EPS, which is a program that Pillow would let run."""
+    """Open an image of any format except EPS, a program that Pillow hands to Ghostscript."""
     Image.init()
     return Image.open(file, formats=[name for name in Image.OPEN if name != "EPS"])
 
@@ -236,7 +250,7 @@ def _image_pixels(image: Image.Image, name: str) -> NDArray[Any]:
             f"{name} has PIL mode {image.mode!r}: expected an 8-bit or 16-bit image; "
             "convert it to 'RGB' first"
         )
-    image.info.pop("transparency", None)  # Pillow warns on converting a palette that has it
+    image.info.pop("transparency", None)  # Pillow warns when it converts a palette with it
     return np.asarray(image.convert("RGB"))
 
 

@@ -1,4 +1,4 @@
-"""The training objective (arXiv 2303.14652)."""
+"""The training objective of HDMNet (arXiv 2303.14652)."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,7 +15,7 @@ IGNORE = 255
 
 
 class EpisodeLosses(NamedTuple):
-    """Scalars of one training step; `total` is what to call `backward()` on."""
+    """Scalar losses of one training step. Call `backward()` on `total`."""
 
     total: Tensor
     segmentation: Tensor
@@ -26,8 +26,16 @@ class EpisodeLosses(NamedTuple):
 class EpisodeLoss(nn.Module):
     """Cross-entropy of both predictions plus correlation distillation.
 
-    Source: HDMNet, training objective. The scores of the ensemble enter the cross-entropy as if
-    they were logits.
+        total = CE(final, y) + CE(meta, y) + mean over stages of D
+
+    CE is the mean over all pixels that are not 255. It takes the scores `final` as if they were
+    logits. D is the divergence of `CorrelationDistillation`.
+
+    Example:
+        >>> losses = EpisodeLoss()(model(query, supports, masks), target)
+        >>> losses.total.backward()
+
+    Source: HDMNet (arXiv 2303.14652), training objective.
     """
 
     def __init__(self) -> None:
@@ -37,21 +45,23 @@ class EpisodeLoss(nn.Module):
     def forward(
         self, output: "HDMNetOutput", target: Tensor, base_target: Tensor | None = None
     ) -> EpisodeLosses:
-        """Loss of a batch of episodes.
+        """Compute the losses of a batch of episodes.
 
         Args:
-            output: What `HDMNet.forward` returned for B episodes of H × W queries.
-            target: (B, H, W) query labels: 0 background, 1 object, 255 ignored.
-            base_target: (B, H, W) labels of the base classes: 0 background, 1 … n, 255 ignored.
-                Gives `base`, the loss of a base learner in training; not part of `total`.
+            output: The output of `HDMNet.forward` for B episodes with H × W queries.
+            target: (B, H, W) query labels: 0 = background, 1 = object, 255 = ignore.
+            base_target: (B, H, W) labels of the base classes: 0 = background, 1 … n = base classes,
+                255 = ignore. With it, `base` is the loss for training a base learner.
 
         Returns:
-            segmentation = CE(final) + CE(meta); distillation = mean over stages;
-            total = segmentation + distillation; base is None without `base_target`.
+            segmentation = CE(final, y) + CE(meta, y);
+            distillation = mean over stages of D;
+            total = segmentation + distillation;
+            base = CE(base, base_target), not part of `total`, or None without `base_target`.
 
         Raises:
-            ValueError: If a target's size is not that of the output, or `base_target` is given for
-                a model without base learner.
+            ValueError: If a target does not have the size of the output, or `base_target` is given
+                but the model has no base learner.
         """
         target = _check(target, output.final, "target")
         segmentation = _cross_entropy(output.final, target) + _cross_entropy(output.meta, target)
@@ -72,6 +82,6 @@ def _check(target: Tensor, scores: Tensor, name: str) -> Tensor:
 
 
 def _cross_entropy(scores: Tensor, target: Tensor) -> Tensor:
-    # The mean over no pixel at all is 0 here, and would be NaN in F.cross_entropy.
+    # Not reduction="mean": it gives NaN if all pixels are ignored, and this gives 0.
     total = F.cross_entropy(upcast(scores), target, ignore_index=IGNORE, reduction="sum")
     return total / (target != IGNORE).sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""Export to ONNX: a graph that encodes supports, and one that segments queries with them.
+"""Export to ONNX: one graph encodes supports, the other segments queries with them.
 
 Needs `pip install 'hdmnet[onnx]'`.
 """
@@ -17,27 +17,34 @@ if TYPE_CHECKING:
 
 ENCODER, MATCHER = "supports.onnx", "query.onnx"
 SMALLEST = 64
-"""Height and width, in pixels, below which the exporter takes other branches."""
+"""Smallest height and width, in pixels: for smaller images, the exporter takes other branches."""
 
 
 def export_onnx(model: "HDMNet", folder: str | Path) -> tuple[Path, Path]:
-    """Write the two graphs of a model, in float32.
+    """Write a model as two ONNX graphs, in float32.
 
-    `supports.onnx` takes `supports` (1, K, 3, H, W) and `masks` (1, K, H, W), both as for
-    `HDMNet.forward`, and returns the tensors of a `SupportSet`. `query.onnx` takes `query`
-    (B, 3, H, W) and these tensors, and returns `scores` (B, 2, H, W), the `final` of
-    `HDMNetOutput`. B, H and W are free (H and W at least 64 and `smallest_size`), and so is K
-    unless the model has a shot weighting trained with several shots: then K is that number.
+    * `supports.onnx` takes `supports` (1, K, 3, H, W) and `masks` (1, K, H, W), as for
+      `HDMNet.forward`, and returns the tensors of a `SupportSet`.
+    * `query.onnx` takes `query` (B, 3, H, W) and these tensors, and returns `scores`
+      (B, 2, H, W): the `final` of `HDMNetOutput`.
+
+    B, H and W are free, with H and W at least 64 and at least `model.smallest_size`. K is free
+    too, except if the model has a base learner and was trained with several shots: then K must be
+    `shots`.
 
     Args:
-        model: The model; it stays as it is.
-        folder: Where to write; made if it does not exist.
+        model: The model. It is not changed.
+        folder: Folder to write to. It is created if it does not exist.
 
     Returns:
         The paths of `supports.onnx` and `query.onnx`.
 
     Raises:
-        ImportError: If the extra is not installed.
+        ImportError: If the packages of `hdmnet[onnx]` are not installed.
+
+    Example:
+        >>> encoder, matcher = export_onnx(model, "onnx")
+        >>> session = onnxruntime.InferenceSession(matcher)
     """
     try:
         import onnxscript  # noqa: F401
@@ -143,7 +150,7 @@ class _Matcher(nn.Module):
 
 
 class _PoolByMatrix(nn.Module):
-    """AdaptiveAvgPool2d as two matrix products: ONNX has none for a size that is not yet known."""
+    """AdaptiveAvgPool2d as two matrix products: ONNX cannot export it for a free input size."""
 
     def __init__(self, cells: int) -> None:
         super().__init__()
@@ -154,7 +161,7 @@ class _PoolByMatrix(nn.Module):
         return rows @ x @ columns.mT
 
     def _weights(self, x: Tensor, length: int) -> Tensor:
-        """(cells, length): each cell is the mean from floor(i n / s) to ceil((i + 1) n / s)."""
+        """(cells, length): cell i of s is the mean from floor(i n / s) to ceil((i + 1) n / s)."""
         cell = torch.arange(self.cells, device=x.device)[:, None]
         position = torch.arange(length, device=x.device)
         start, end = cell * length // self.cells, -(-(cell + 1) * length // self.cells)

@@ -1,4 +1,4 @@
-"""Correlation distillation: each stage teaches the next finer one (arXiv 2303.14652)."""
+"""Correlation distillation: each stage teaches the next finer one (HDMNet, arXiv 2303.14652)."""
 
 from collections.abc import Sequence
 
@@ -12,21 +12,30 @@ from hdmnet._ops import upcast, upsample
 class CorrelationDistillation(nn.Module):
     """Kullback-Leibler divergence between correlation maps of neighbouring stages.
 
-    The label teaches the coarsest stage, and every stage, detached, teaches the next finer one.
-    Maps are compared as distributions over the grid of the finer of the two.
+    For a stage with correlation map C and teacher map T, resized bilinearly to the grid of C:
 
-    Source: HDMNet, correlation map distillation.
+        D = mean_B Σ_i softmax(T)_i (log(softmax(T)_i + 1e-12) − log(softmax(C)_i + 1e-12))
+
+    with softmax and sum over the positions i of the grid. The teacher of the coarsest stage is the
+    label: 1 on the object and -1e9 elsewhere. The teacher of a finer stage is the next coarser C,
+    detached.
+
+    Example:
+        >>> maps = [torch.rand(2, 15, 15), torch.rand(2, 30, 30), torch.rand(2, 60, 60)]
+        >>> loss = CorrelationDistillation()(maps, torch.ones(2, 473, 473))
+
+    Source: HDMNet (arXiv 2303.14652), correlation map distillation.
     """
 
     def forward(self, correlations: Sequence[Tensor], target: Tensor) -> Tensor:
-        """Mean over stages of the divergence from teacher to student.
+        """Compute the mean of D over the stages.
 
         Args:
             correlations: S maps (B, h_s, w_s), coarsest first.
-            target: (B, H, W) query labels: 1 is the object; anything else, 255 included, is not.
+            target: (B, H, W) query labels: 1 = object, any other value (255 too) = not the object.
 
         Returns:
-            A scalar, at least 0 but for rounding.
+            A scalar, at least 0 except for rounding errors.
 
         Raises:
             ValueError: If `correlations` is empty.
@@ -34,7 +43,7 @@ class CorrelationDistillation(nn.Module):
         if not correlations:
             raise ValueError("correlations is empty: expected at least one map (B, h, w)")
         students = [upcast(correlation) for correlation in correlations]
-        # Filled before it is resized: a cell that samples any background drops out of the softmax.
+        # Fill first, then resize: a cell that samples any background drops out of the softmax.
         label = torch.where(target == 1, 1.0, -1e9).to(students[0].dtype)
         teachers = [label, *(student.detach() for student in students[:-1])]
         losses = [_divergence(t, s) for t, s in zip(teachers, students, strict=True)]
