@@ -1,18 +1,33 @@
 """hdmnet: few-shot semantic segmentation with trainable, composable parts."""
 
 from hdmnet import convert
-from hdmnet.attention import MatchingAttention, MixFFN, SpatialReductionAttention
-from hdmnet.backbone import FeaturePyramid
-from hdmnet.distillation import CorrelationDistillation
-from hdmnet.ensemble import BaseLearner, BaseMetaEnsemble, PyramidPooling, ShotWeighting
+from hdmnet.base import FewShotModel
+from hdmnet.hub import PretrainedInfo, list_pretrained
 from hdmnet.images import box_mask
 from hdmnet.losses import EpisodeLoss, EpisodeLosses
-from hdmnet.matching import CascadeMatching, MatchingStage
-from hdmnet.model import HDMNet, HDMNetOutput
-from hdmnet.prediction import Segmentation
-from hdmnet.pretrained import PretrainedInfo, list_pretrained
-from hdmnet.priors import cosine_prior, gram_distance, gram_matrix, masked_average_pool
-from hdmnet.stages import HierarchicalEncoder, PatchEmbed, SelfAttentionStage
+from hdmnet.model import HDMNet
+from hdmnet.nn import (
+    BaseLearner,
+    BaseMetaEnsemble,
+    CascadeMatching,
+    CorrelationDistillation,
+    FeaturePyramid,
+    HierarchicalEncoder,
+    MatchingAttention,
+    MatchingStage,
+    MixFFN,
+    PatchEmbed,
+    PyramidPooling,
+    SelfAttentionStage,
+    ShotWeighting,
+    SpatialReductionAttention,
+    cosine_prior,
+    gram_distance,
+    gram_matrix,
+    masked_average_pool,
+)
+from hdmnet.output import HDMNetOutput
+from hdmnet.segmentation import Segmentation
 from hdmnet.supports import SupportSet
 
 __version__ = "0.1.0"
@@ -25,6 +40,7 @@ __all__ = [
     "EpisodeLoss",
     "EpisodeLosses",
     "FeaturePyramid",
+    "FewShotModel",
     "HDMNet",
     "HDMNetOutput",
     "HierarchicalEncoder",

@@ -1,100 +1,78 @@
-"""A model as a folder: written as a whole, and checked before anything is made of it."""
+"""A model as plain data: config.json and model.safetensors, checked before memory is taken."""
 
-import inspect
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
-import torch
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hdmnet._files import save_tensors, uninterrupted
-from hdmnet._fork import leave_parent
-
-if TYPE_CHECKING:
-    from hdmnet.model import HDMNet
-
-Model = TypeVar("Model", bound="HDMNet")
 
 CONFIG_VERSION = 1
-"""Of the meaning of config.json: raised when an older hdmnet would misread a newer one's."""
-LARGEST_CONFIG = 2**20  # bytes
+"""Version of config.json. It goes up when an older hdmnet would misread a newer file."""
+LARGEST_CONFIG = 2**20
+"""Bytes."""
 
 
-def save(model: "HDMNet", folder: Path, card: ModelCard) -> None:
-    """Write the files of a model, see `HDMNet.save_pretrained`."""
-    if model.is_fused:
-        raise RuntimeError("a fused model cannot be loaded again: save the original")
-    config = model.config | {"config_version": CONFIG_VERSION}
-    tensors = model.state_dict()
+def save(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], card: str) -> None:
+    """Write model.safetensors, config.json and, if there is none, README.md.
+
+    The new files replace those in the folder only after all of them are written.
+    """
+    text = json.dumps({**config, "config_version": CONFIG_VERSION}, indent=2, sort_keys=True)
 
     def write() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
             written = Path(temporary)
             save_tensors(tensors, written / constants.SAFETENSORS_SINGLE_FILE, {"format": "pt"})
-            text = json.dumps(config, indent=2, sort_keys=True)
             (written / constants.CONFIG_NAME).write_text(text, encoding="utf-8")
-            if not (folder / "README.md").exists():  # else its owner may have written it
-                card.save(written / "README.md")
+            if not (folder / "README.md").exists():  # an existing page belongs to the user
+                (written / "README.md").write_text(card, encoding="utf-8")
             for file in written.iterdir():
                 file.replace(folder / file.name)
 
     uninterrupted(write)
 
 
-def load(cls: type[Model], config_file: Path, weights: Path, *, strict: bool) -> Model:
-    """Make a model of its files, in eval mode, see `HDMNet.from_pretrained`."""
-    leave_parent()
-    config = read_config(config_file, inspect.signature(cls.__init__).parameters)
-    try:
-        with torch.device("meta"):  # no memory is taken for what the file may not hold
-            outline = cls(**config)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{config_file} describes no model: {error}") from error
-    tensors = read_tensors(weights, outline.state_dict(), strict=strict)
-    model = cls(**config)
-    model.load_state_dict(tensors, strict=strict)
-    return model.eval()
-
-
 def read_config(path: Path, known: Collection[str]) -> dict[str, Any]:
-    """The constructor's arguments in a config.json.
+    """Read the constructor's arguments from a config.json.
 
     Raises:
-        ValueError: If it is none, is of a newer hdmnet, or has keys that are not `known`.
+        ValueError: If it is not a JSON object, needs a newer hdmnet, or has keys that are not
+            `known`.
     """
     if path.stat().st_size > LARGEST_CONFIG:
-        raise ValueError(f"{path} has more than {LARGEST_CONFIG} bytes: it is no configuration")
+        raise ValueError(f"{path} has more than {LARGEST_CONFIG} bytes: it is not a config.json")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(config).__name__}")
     version = config.pop("config_version", CONFIG_VERSION)
     if not isinstance(version, int) or version > CONFIG_VERSION:
         raise ValueError(
-            f"{path} is of version {version!r}, this hdmnet reads up to {CONFIG_VERSION}: "
+            f"{path} has version {version!r}, but this hdmnet reads up to {CONFIG_VERSION}: "
             "pip install --upgrade hdmnet"
         )
     if unknown := sorted(config.keys() - set(known)):
         raise ValueError(
-            f"{path} has unknown keys {_list(unknown, 8)}: it is of another library, or of a "
-            "newer hdmnet (pip install --upgrade hdmnet)"
+            f"{path} has unknown keys {_list(unknown, 8)}: it belongs to another library, or needs "
+            "a newer hdmnet (pip install --upgrade hdmnet)"
         )
-    config.pop("pretrained_backbone", None)  # a file does not say what to download
+    config.pop("pretrained_backbone", None)  # a file must not start a download
     return config
 
 
 def read_tensors(
     path: Path, expected: Mapping[str, Tensor], *, strict: bool = True
 ) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, which are read only if their shapes are the expected ones.
+    """Read a safetensors file whose names and shapes are the expected ones.
 
     Args:
         path: The file.
@@ -102,34 +80,35 @@ def read_tensors(
         strict: Whether missing or surplus tensors are an error.
 
     Returns:
-        Name → tensor, of names that are expected.
+        Name → tensor, for the expected names.
 
     Raises:
-        ValueError: If the file is damaged, its names or shapes are others, a tensor is of another
-            kind than the expected one, or holds NaN or infinity.
+        ValueError: If the file is damaged, its names or shapes differ from the expected ones, a
+            tensor is an integer where a float is expected or the reverse, or holds NaN or infinity.
     """
     try:
         with safe_open(path, "pt") as file:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             if found := mismatch(expected, shapes, strict=strict):
                 raise ValueError(
-                    f"{path} does not fit its configuration: tensors {found}. Take both files from "
-                    "one place"
+                    f"{path} does not fit its config.json: tensors {found}. Take both files from "
+                    "the same model"
                 )
             tensors = {name: file.get_tensor(name) for name in shapes if name in expected}
     except SafetensorError as error:
         raise ValueError(
-            f"{path} is no complete safetensors file ({error}): download or save it again"
+            f"{path} is not a complete safetensors file ({error}): download or save it again"
         ) from error
     check_values(tensors, expected, str(path))
     return tensors
 
 
 def check_values(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], of: str) -> None:
-    """Refuse what no training leaves behind.
+    """Refuse values that no training leaves behind.
 
     Raises:
-        ValueError: If a tensor is of another kind than the expected one, or not finite.
+        ValueError: If a tensor is an integer where a float is expected or the reverse, or not
+            finite.
     """
     for name, tensor in tensors.items():
         if tensor.is_floating_point() != expected[name].is_floating_point():
@@ -150,13 +129,13 @@ def mismatch(
     strict: bool = True,
     listed: int = 8,
 ) -> str:
-    """Which names are missing, left over or of another shape; empty if none is.
+    """Describe which names are missing, left over or of another shape. Empty if all names fit.
 
     Args:
         expected: Name → tensor.
         found: Name → shape.
-        strict: Whether missing and left over names count.
-        listed: How many of each kind are named.
+        strict: Whether missing and left-over names count.
+        listed: How many names of each kind are listed.
     """
     problems = {
         "missing": expected.keys() - found.keys() if strict else (),

@@ -1,17 +1,14 @@
 """The training objective of HDMNet (arXiv 2303.14652)."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hdmnet._ops import upcast
-from hdmnet.distillation import CorrelationDistillation
-
-if TYPE_CHECKING:
-    from hdmnet.model import HDMNetOutput
-
-IGNORE = 255
+from hdmnet.nn._precision import upcast
+from hdmnet.nn.distillation import CorrelationDistillation
+from hdmnet.output import HDMNetOutput
+from hdmnet.preprocess import IGNORE
 
 
 class EpisodeLosses(NamedTuple):
@@ -43,7 +40,7 @@ class EpisodeLoss(nn.Module):
         self.distillation = CorrelationDistillation()
 
     def forward(
-        self, output: "HDMNetOutput", target: Tensor, base_target: Tensor | None = None
+        self, output: HDMNetOutput, target: Tensor, base_target: Tensor | None = None
     ) -> EpisodeLosses:
         """Compute the losses of a batch of episodes.
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hdmnet.losses import IGNORE
+from hdmnet.preprocess import IGNORE
 
 try:
     from torchmetrics import Metric

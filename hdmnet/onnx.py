@@ -4,23 +4,21 @@ Needs `pip install 'hdmnet[onnx]'`.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from hdmnet._files import write_whole
+from hdmnet.model import HDMNet
 from hdmnet.supports import SupportSet
-
-if TYPE_CHECKING:
-    from hdmnet.model import HDMNet
 
 ENCODER, MATCHER = "supports.onnx", "query.onnx"
 SMALLEST = 64
 """Smallest height and width, in pixels: for smaller images, the exporter takes other branches."""
 
 
-def export_onnx(model: "HDMNet", folder: str | Path) -> tuple[Path, Path]:
+def export_onnx(model: HDMNet, folder: str | Path) -> tuple[Path, Path]:
     """Write a model as two ONNX graphs, in float32.
 
     * `supports.onnx` takes `supports` (1, K, 3, H, W) and `masks` (1, K, H, W), as for
@@ -56,7 +54,6 @@ def export_onnx(model: "HDMNet", folder: str | Path) -> tuple[Path, Path]:
     fixed = model.ensemble is not None and trained > 1
     model = model.fused().cpu().float()
     if model.psp is not None:
-        model.psp.winograd = None
         for branch in model.psp.branches:
             pool = branch.get_submodule("0")
             if isinstance(pool, nn.AdaptiveAvgPool2d):
@@ -130,7 +127,7 @@ def _write(
 
 
 class _Encoder(nn.Module):
-    def __init__(self, model: "HDMNet") -> None:
+    def __init__(self, model: HDMNet) -> None:
         super().__init__()
         self.model = model
 
@@ -139,7 +136,7 @@ class _Encoder(nn.Module):
 
 
 class _Matcher(nn.Module):
-    def __init__(self, model: "HDMNet", names: list[str]) -> None:
+    def __init__(self, model: HDMNet, names: list[str]) -> None:
         super().__init__()
         self.model = model
         self.names = names

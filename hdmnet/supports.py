@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from einops import repeat
@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hdmnet._files import save_tensors, write_whole
-from hdmnet.attention import SupportTokens
-from hdmnet.priors import PriorFeatures
+from hdmnet.nn.attention import SupportTokens
+from hdmnet.nn.priors import PriorFeatures
 
 FORMAT = "hdmnet support set 1"
 
@@ -23,19 +23,20 @@ FORMAT = "hdmnet support set 1"
 class SupportSet:
     """Everything about the supports of B episodes that does not depend on the query.
 
-    Made by `HDMNet.encode_supports` or `HDMNet.encode`; opaque to its users.
+    `encode_supports` and `encode` make it. Its fields belong to the model that made it: `HDMNet`
+    fills all of them, and another network the ones it needs.
     """
 
     prototypes: Tensor
-    """(B, K, 256)."""
-    tokens: tuple[SupportTokens, ...]
+    """(B, K, C): a vector for each support."""
+    tokens: tuple[SupportTokens, ...] = ()
     """Keys and values of each matching stage, finest first."""
-    prior_features: tuple[PriorFeatures, PriorFeatures]
-    """Of f5 (f3 without base learner) and of f4."""
-    gram: Tensor | None
-    """(B, K, C_2, C_2), or None without base learner."""
+    prior_features: tuple[PriorFeatures, ...] = ()
+    """Features of f5 (of f3 without base learner) and of f4."""
+    gram: Tensor | None = None
+    """(B, K, C_2, C_2) Gram matrices of f2. None without base learner."""
     fingerprint: str | None = None
-    """Of the model; None in a set that `HDMNet.encode` made."""
+    """`fingerprint()` of the model. None in the result of `encode`."""
 
     @property
     def shots(self) -> int:
@@ -44,27 +45,66 @@ class SupportSet:
 
     @property
     def channels(self) -> tuple[int, ...]:
-        """Of prototypes, of the tokens of each stage, of both prior features and of Gram matrices.
+        """Channels of the prototypes, of each stage's tokens, of each prior and of `gram`.
 
-        The same for all sets of one model; without Gram matrices the last is 0.
+        All sets of one model have the same channels. Without `gram` the last number is 0.
         """
         tokens = (level.key.shape[1] * level.key.shape[3] for level in self.tokens)
         priors = (prior.unit.shape[-1] for prior in self.prior_features)
         grams = 0 if self.gram is None else self.gram.shape[-1]
         return self.prototypes.shape[-1], *tokens, *priors, grams
 
-    def expand(self, batch: int) -> Self:
-        """The set for `batch` queries: each episode shared by consecutive queries, equally many.
+    def check_fits(
+        self, fingerprint: Callable[[], str], channels: tuple[int, ...], device: torch.device
+    ) -> None:
+        """Check that a model can use this set.
+
+        A compiled graph compares the channels and the device only.
+
+        Args:
+            fingerprint: The model's `fingerprint`.
+            channels: `channels` of the model's sets.
+            device: Device of the query.
 
         Raises:
-            ValueError: If `batch` is not a multiple of the episodes that the set holds.
+            ValueError: If another model encoded the set, or the set is on another device.
+        """
+        known = self.fingerprint is not None and not torch.compiler.is_compiling()
+        if known and self.fingerprint != fingerprint():
+            raise ValueError(
+                "another model encoded these supports, or this model has changed since: encode the "
+                "supports again with this model"
+            )
+        if (self.gram is None) != (channels[-1] == 0):
+            kind = "without" if self.gram is None else "with"
+            raise ValueError(
+                f"a model {kind} base learner encoded these supports: encode the supports again "
+                "with this model"
+            )
+        if self.channels != channels:
+            raise ValueError(
+                f"the supports have {self.channels} channels (of prototypes, tokens, priors and "
+                f"Gram matrices), but this model needs {channels}: encode the supports again with "
+                "this model"
+            )
+        if self.prototypes.device != device:
+            raise ValueError(
+                f"the supports are on {self.prototypes.device}, but the query is on {device}: move "
+                f"them with supports.to({str(device)!r})"
+            )
+
+    def expand(self, batch: int) -> Self:
+        """Repeat the episodes for `batch` queries. Consecutive queries share an episode.
+
+        Raises:
+            ValueError: If `batch` is not a multiple of the number of episodes.
         """
         episodes = self.prototypes.shape[0]
         if episodes == batch:
             return self
         if batch % episodes:
             raise ValueError(f"supports of {episodes} episodes do not fit {batch} queries")
-        # Of one episode, as `predict` has, these are views.
+        # With one episode, as in `predict`, these are views.
         return self._map(
             lambda x: repeat(x, "episodes ... -> (episodes queries) ...", queries=batch // episodes)
         )
@@ -72,9 +112,9 @@ class SupportSet:
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Self:
-        """The set on another device, in another floating point type, or both.
+        """Copy the set to another device, to another floating-point type, or both.
 
-        Sums over positions stay in float32 at least: float16 could not hold them.
+        Sums over positions stay in float32: they could overflow float16.
         """
         moved = self._map(lambda x: x.to(device=device, dtype=dtype))
         if dtype in (torch.float16, torch.bfloat16):
@@ -86,31 +126,39 @@ class SupportSet:
         return moved
 
     def merge(self, *others: Self) -> Self:
-        """One set of the shots of all, for sets of one class (of the same episodes) and one model.
+        """Join the shots of several sets of the same class into one set.
+
+        Args:
+            *others: Sets of the same model, of the same episodes.
 
         Raises:
             ValueError: If the sets differ in their model or number of episodes.
+
+        Example:
+            >>> fish = fish.merge(model.encode_supports("c.jpg", "c.png"))
         """
         sets = (self, *others)
         if len({s.fingerprint for s in sets}) > 1:
-            raise ValueError("the sets were encoded by different models: encode them by one")
+            raise ValueError("different models encoded these sets: encode all with one model")
         if len({len(s.prototypes) for s in sets}) > 1:
             raise ValueError(
                 "the sets must hold the same number of episodes, got "
                 f"{[len(s.prototypes) for s in sets]}"
             )
         if len({s.gram is None for s in sets}) > 1:
-            raise ValueError("the sets were encoded by models with and without base learner")
+            raise ValueError(
+                "models with and without base learner encoded these sets: encode all with one model"
+            )
         if not others:
             return self
         levels = zip(*(s.tokens for s in sets), strict=True)
-        f5, f4 = zip(*(s.prior_features for s in sets), strict=True)
+        priors = zip(*(s.prior_features for s in sets), strict=True)
         grams = [s.gram for s in sets if s.gram is not None]
         return replace(
             self,
             prototypes=torch.cat([s.prototypes for s in sets], dim=1),
             tokens=tuple(_merge_tokens(level) for level in levels),
-            prior_features=(_merge_priors(f5), _merge_priors(f4)),
+            prior_features=tuple(_merge_priors(level) for level in priors),
             gram=torch.cat(grams, dim=1) if grams else None,
         )
 
@@ -118,30 +166,38 @@ class SupportSet:
         """Write a safetensors file that `load` reads.
 
         Raises:
-            ValueError: If the set was made by `HDMNet.encode`, which leaves no fingerprint.
+            ValueError: If the set has no fingerprint, because `encode` made it.
+
+        Example:
+            >>> fish.save("fish.safetensors")
         """
         if self.fingerprint is None:
-            raise ValueError("only a set made by encode_supports can be saved")
+            raise ValueError(
+                "this set has no fingerprint: only the result of encode_supports can be saved"
+            )
         tensors = self.named_tensors()
         about = {"hdmnet": json.dumps({"format": FORMAT, "fingerprint": self.fingerprint})}
         write_whole(Path(path), lambda temporary: save_tensors(tensors, temporary, about))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Self:
-        """Read a set that `save` wrote; only the model that encoded it accepts it.
+        """Read a set that `save` wrote. Only the model that encoded the set accepts it.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If the file is no support set.
+            ValueError: If the file is not a support set.
+
+        Example:
+            >>> fish = SupportSet.load("fish.safetensors")
         """
         try:
             with safe_open(path, "pt", device=str(device)) as file:
                 about = json.loads((file.metadata() or {}).get("hdmnet", "{}"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is no support set: {error}") from error
+            raise ValueError(f"{path} is not a support set file: {error}") from error
         if not isinstance(about, dict) or about.get("format") != FORMAT:
-            raise ValueError(f"{path} is no support set of this version of hdmnet")
+            raise ValueError(f"{path} is not a support set file of this version of hdmnet")
         try:
             _check(tensors)
         except ValueError as error:
@@ -149,7 +205,7 @@ class SupportSet:
         return cls.from_named_tensors(tensors, str(about.get("fingerprint")))
 
     def named_tensors(self) -> dict[str, Tensor]:
-        """The tensors, by name, as `save` writes them."""
+        """Return the tensors by name, as `save` writes them."""
         tensors = {"prototypes": self.prototypes}
         for i, level in enumerate(self.tokens):
             tensors |= {f"tokens.{i}.{name}": x for name, x in level._asdict().items()}
@@ -161,52 +217,53 @@ class SupportSet:
     def from_named_tensors(
         cls, tensors: Mapping[str, Tensor], fingerprint: str | None = None
     ) -> Self:
-        """The set of what `named_tensors` returned."""
+        """Make a set of the result of `named_tensors`."""
 
-        def prior(i: int) -> PriorFeatures:
-            fields = PriorFeatures._fields
-            return PriorFeatures(*(tensors[f"prior_features.{i}.{name}"] for name in fields))
+        def fields(kind: Any, name: str, count: int) -> tuple[Any, ...]:
+            return tuple(
+                kind(*(tensors[f"{name}.{i}.{field}"] for field in kind._fields))
+                for i in range(count)
+            )
 
-        stages = range(_count_stages(tensors))
+        stages, priors = _count(tensors)
         return cls(
             prototypes=tensors["prototypes"],
-            tokens=tuple(
-                SupportTokens(*(tensors[f"tokens.{i}.{name}"] for name in SupportTokens._fields))
-                for i in stages
-            ),
-            prior_features=(prior(0), prior(1)),
+            tokens=fields(SupportTokens, "tokens", stages),
+            prior_features=fields(PriorFeatures, "prior_features", priors),
             gram=tensors.get("gram"),
             fingerprint=fingerprint,
         )
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        f5, f4 = self.prior_features
         return replace(
             self,
             prototypes=function(self.prototypes),
             tokens=tuple(SupportTokens(*map(function, level)) for level in self.tokens),
-            prior_features=(PriorFeatures(*map(function, f5)), PriorFeatures(*map(function, f4))),
+            prior_features=tuple(PriorFeatures(*map(function, p)) for p in self.prior_features),
             gram=None if self.gram is None else function(self.gram),
         )
 
 
-def _count_stages(names: Iterable[str]) -> int:
-    return sum(name.endswith(".key") for name in names)
+def _count(names: Iterable[str]) -> tuple[int, int]:
+    """Number of matching stages and of prior features."""
+    names = list(names)
+    return sum(n.endswith(".key") for n in names), sum(n.endswith(".unit") for n in names)
 
 
 def _check(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that `named_tensors` cannot have returned.
+    """Refuse tensors that cannot be the result of `named_tensors`.
 
     Raises:
         ValueError: If names, numbers of axes, sizes or values do not fit together.
     """
     axes = {"prototypes": "b k c", "gram": "b k g g"}
-    for i in range(2):
+    stages, priors = _count(tensors)
+    for i in range(priors):
         axes |= {
             f"prior_features.{i}.unit": f"b k p{i} c{i}",
             f"prior_features.{i}.norm": f"b k p{i}",
         }
-    for i in range(_count_stages(tensors)):
+    for i in range(stages):
         keys = f"b heads n{i} d"
         axes |= {f"tokens.{i}.key": keys, f"tokens.{i}.value": keys}
         axes |= {f"tokens.{i}.key_sum": "b heads d", f"tokens.{i}.area": "b"}
@@ -242,6 +299,6 @@ def _merge_priors(parts: Sequence[PriorFeatures]) -> PriorFeatures:
 
 
 def _pad(x: Tensor, length: int) -> Tensor:
-    """Repeat the first of the n positions of (B, K, n, …): that changes no maximum."""
+    """Repeat the first position of (B, K, n, …) up to n = `length`. This changes no maximum."""
     first = x[:, :, :1]
     return torch.cat([x, *[first] * (length - x.shape[2])], dim=2)

@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import load, save
 
 from hdmnet import EpisodeLoss, HDMNet, SupportSet
-from hdmnet._ops import nearest, widen_small
+from hdmnet.nn._resize import nearest, widen_small
 
 Attempt = Callable[[Path], str]
 SIZE = (50, 60)

@@ -25,8 +25,8 @@ from hdmnet import (
     gram_distance,
     gram_matrix,
     masked_average_pool,
-    priors,
 )
+from hdmnet.nn import _fast
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ class TestPriors:
     def test_cosine_prior(
         self, monkeypatch: pytest.MonkeyPatch, name: str, shift: float, positions: int
     ) -> None:
-        monkeypatch.setattr(priors, "POSITIONS", positions)
+        monkeypatch.setattr(_fast, "POSITIONS", positions)
         # With the shift, all cosines are negative: only background keeps the maximum at 0.
         query, support = torch.rand(2, 4, 5, 6) + 0.5, torch.rand(2, 3, 4, 5, 6) + shift
         got = cosine_prior(query, support, MASKS[name])

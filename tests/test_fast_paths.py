@@ -11,14 +11,13 @@ from hdmnet import (
     HDMNet,
     MatchingAttention,
     PyramidPooling,
-    attention,
     cosine_prior,
     gram_distance,
     gram_matrix,
-    model,
 )
-from hdmnet._layers import ConcatConv2d
-from hdmnet._ops import Box, foreground_box, nearest
+from hdmnet.nn import _fast
+from hdmnet.nn._fast import Window, foreground_window
+from hdmnet.nn._resize import nearest
 
 
 @pytest.fixture(autouse=True)
@@ -43,8 +42,8 @@ class TestPyramidPooling:
     )
     def test_a_part_of_the_grid(self, module: PyramidPooling, box: tuple[int, ...]) -> None:
         x = torch.randn(2, 8, 9, 11)
-        expected = Box(*box).crop(oracle.pyramid_pooling(module, x))
-        assert_same(module(x, Box(*box)), expected)
+        expected = Window(*box).crop(oracle.pyramid_pooling(module, x))
+        assert_same(module(x, Window(*box)), expected)
 
     def test_trains_as_the_plain_convolution(self, module: PyramidPooling) -> None:
         x, direction = torch.randn(2, 8, 7, 9), torch.randn(2, 5, 7, 9)
@@ -76,19 +75,19 @@ class TestForegroundBox:
         mask = torch.zeros(1, 1, 5, 7)
         for row, column in cells:
             mask[..., row, column] = 1
-        assert foreground_box(mask) == box
+        assert foreground_window(mask) == box
 
     def test_of_several_masks(self) -> None:
         masks = torch.zeros(2, 1, 5, 7)
         masks[0, 0, 1, 1] = masks[1, 0, 3, 4] = 1
-        assert foreground_box(masks) == (1, 1, 4, 5)
+        assert foreground_window(masks) == (1, 1, 4, 5)
 
     def test_the_prior_knows_that_a_filled_box_has_background_around(self) -> None:
         """With all cosines negative, the maximum is the 0 of the background."""
         query, support = torch.ones(1, 4, 6, 6), -torch.ones(1, 1, 4, 6, 6)
         mask = torch.zeros(1, 1, 6, 6)
         mask[..., 1:3, 2:5] = 1
-        box = foreground_box(mask)
+        box = foreground_window(mask)
         assert (cosine_prior(query, box.crop(support), box.crop(mask)) == 0).all()
 
 
@@ -121,7 +120,7 @@ def test_gradients_where_features_are_zero() -> None:
 
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
 def test_attention_in_chunks(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr(attention, "CHUNK", chunk)
+    monkeypatch.setattr(_fast, "CHUNK", chunk)
     module = MatchingAttention(8, 2).eval()
     query, support = torch.randn(2, 8, 5, 6), torch.randn(2, 3, 8, 4, 6)
     mask = (torch.rand(2, 3, 4, 6) > 0.5).float()
@@ -171,7 +170,7 @@ def test_what_several_shots_recompute(monkeypatch: pytest.MonkeyPatch) -> None:
         return [loss, *(p.grad for p in module.parameters() if p.grad is not None)], sum(kept)
 
     got, kept = step()
-    monkeypatch.setattr(model, "checkpoint", lambda f, *args, use_reentrant: f(*args))
+    monkeypatch.setattr(_fast, "checkpoint", lambda f, *args, use_reentrant: f(*args))
     expected, kept_plainly = step()
     for a, e in zip(got, expected, strict=True):
         assert_same(a, e)
@@ -196,13 +195,6 @@ def test_nearest_is_that_of_torch(target: tuple[int, int]) -> None:
     for size in (75, 84, 90, 105, 120, 473):
         x = torch.randn(1, 1, size, size + 1)
         assert torch.equal(nearest(x, target), nn.functional.interpolate(x, target))
-
-
-def test_convolution_of_a_concatenation() -> None:
-    conv = ConcatConv2d(9, 4)
-    a, b, c = torch.randn(2, 3, 5, 6), torch.randn(2, 4, 1, 1), torch.randn(2, 2, 5, 6)
-    whole = torch.cat([a, b.expand(-1, -1, 5, 6), c], dim=1)
-    assert_same(conv([a, b, c]), nn.functional.conv2d(whole, conv.weight))
 
 
 class TestHalfPrecision:

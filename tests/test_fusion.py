@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_same, assert_same_output, episode, make
+from conftest import assert_same, assert_same_output, episode, fill, make
 from test_predict import picture
 from timm.layers import StdConv2d, convert_sync_batchnorm
 from torch import nn
 
 from hdmnet import HDMNet, PyramidPooling, box_mask, convert
-from hdmnet._ops import Box
-from hdmnet.fusion import CollapsedBottleneck, fold_norms
+from hdmnet.nn._fast import CollapsedBottleneck, Window, fold_norms
 
 
 @pytest.mark.parametrize("base_classes", [0, 3])
@@ -111,20 +110,20 @@ def test_collapsed_bottleneck(size: tuple[int, int]) -> None:
     assert_same(CollapsedBottleneck(*layers)(x), nn.Sequential(*layers)(x))
 
 
-def test_prepared_pooling() -> None:
-    """Of the same kernel, in both precisions, on a part of the grid and on all of it."""
-    module = PyramidPooling(32, 16).eval().requires_grad_(False)
+def test_fused_pooling() -> None:
+    """The same answers in both precisions, on a part of the grid and on all of it."""
+    module = PyramidPooling(32, 16)
+    fill(module)
+    module.eval().requires_grad_(False)
     x = torch.randn(2, 32, 9, 12).bfloat16()
-    prepared = copy.deepcopy(module)
-    prepared.prepare()
-    transformed = []
-    prepared.winograd.register_forward_hook(lambda _, args, out: transformed.append(out.dtype))
-    for box in (None, Box(2, 0, 5, 7)):
+    fused = copy.deepcopy(module)
+    fused.fuse_()
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
+    for box in (None, Window(2, 0, 5, 7)):
         exact = module(x.float(), box)
-        assert_same(prepared(x.float(), box), exact)
+        assert_same(fused(x.float(), box), exact)
         with torch.autocast("cpu", torch.bfloat16):
-            assert_same(prepared(x, box).float(), exact, 0.02)
-    assert transformed == [torch.float32, torch.bfloat16] * 2
+            assert_same(fused(x, box).float(), exact, 0.02)
 
 
 def test_masks_under_autocast(model: HDMNet) -> None:

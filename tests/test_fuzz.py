@@ -13,9 +13,9 @@ from PIL import Image
 from safetensors.torch import save
 
 from hdmnet import HDMNet, SupportSet
+from hdmnet.checkpoint import read_config, read_tensors
 from hdmnet.convert import read_checkpoint
 from hdmnet.images import load_image, load_mask
-from hdmnet.serialization import read_config, read_tensors
 
 FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "JPEG2000")
 fuzz = settings(

@@ -169,7 +169,7 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"must be \(B,\) = \(2,\), got \(1,\)"):
             model(*inputs, torch.tensor([1]))
         for wrong in ([-1, 0], [0, 3]):
-            with pytest.raises(ValueError, match=r"in 0 … 2, without background, got"):
+            with pytest.raises(ValueError, match=r"in 0 … 2, the background not counted, got"):
                 model(*inputs, torch.tensor(wrong))
         with pytest.raises(ValueError, match="base_classes=0"):
             make(base_classes=0)(*inputs, torch.tensor([0, 0]))
@@ -183,7 +183,7 @@ class TestErrors:
     def test_smallest_size_is_named_and_works(self, model: HDMNet) -> None:
         assert model.smallest_size == 25
         model(*episode(size=(25, 40)))
-        with pytest.raises(ValueError, match=r"24 × 40 are too small .* at least 25"):
+        with pytest.raises(ValueError, match=r"24 × 40 pixels are too small .* at least 25"):
             model(*episode(size=(24, 40)))
 
     @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ class TestTraining:
     def test_norms_can_train(self) -> None:
         model = make(frozen_norm=False).freeze_backbone().train()
         assert all(m.training for m in model.cascade.modules())
-        assert not any(m.training for part in model._frozen_modules() for m in part.modules())
+        assert not any(m.training for part in model.pretrained_parts() for m in part.modules())
         before = copy.deepcopy(model.state_dict())
         model(*episode(batch=2))
         changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}

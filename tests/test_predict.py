@@ -214,15 +214,29 @@ def test_results_are_ordinary_tensors(model: HDMNet, support: tuple) -> None:
     assert result.probability.max() <= 0.5
 
 
-def test_eight_threads_on_one_model(fresh: HDMNet, support: tuple) -> None:
-    """In training mode, with dropout: every thread computes in eval mode, and it is given back."""
-    fresh.train()
-    modes = [module.training for module in fresh.modules()]
+def test_eight_threads_on_one_model(
+    fresh: HDMNet, support: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model in eval mode is only read, so any number of threads may use it."""
     pictures = [picture(seed=seed) for seed in range(16)]
     encoded = fresh.encode_supports(*support)
     expected = [fresh.predict(image, encoded).probability for image in pictures]
+    monkeypatch.setattr(HDMNet, "train", lambda *_: pytest.fail("the mode was switched"))
     with ThreadPoolExecutor(8) as threads:
         got = list(threads.map(lambda image: fresh.predict(image, encoded).probability, pictures))
     for a, e in zip(got, expected, strict=True):
         assert torch.equal(a, e)
+
+
+def test_a_model_in_training_mode_is_switched_and_put_back(fresh: HDMNet, support: tuple) -> None:
+    """Dropout is off in `predict`. Every module gets its own mode back, after an error too."""
+    encoded = fresh.encode_supports(*support)
+    expected = fresh.predict(picture(), encoded).probability
+    fresh.freeze_backbone().train()
+    fresh.encoder.eval()
+    modes = [module.training for module in fresh.modules()]
+    assert torch.equal(fresh.predict(picture(), encoded).probability, expected)
+    assert [module.training for module in fresh.modules()] == modes
+    with pytest.raises(ValueError, match="on meta"):
+        fresh.predict(picture(), encoded.to("meta"))
     assert [module.training for module in fresh.modules()] == modes

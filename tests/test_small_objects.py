@@ -5,7 +5,7 @@ import torch
 from conftest import episode, make
 
 from hdmnet import HDMNet
-from hdmnet._ops import nearest, widen_small
+from hdmnet.nn._resize import nearest, widen_small
 
 SIZE, GRID = (45, 61), (6, 8)
 

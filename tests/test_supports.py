@@ -9,7 +9,7 @@ from test_predict import picture
 from torch import Tensor
 
 from hdmnet import HDMNet, SupportSet, box_mask
-from hdmnet.priors import foreground_features, max_cosine
+from hdmnet.nn.priors import foreground_features, max_cosine
 from hdmnet.supports import _merge_priors
 
 
@@ -43,7 +43,7 @@ class TestFile:
         with torch.no_grad():
             for p in other.cascade.parameters():
                 p.add_(0.01)
-        with pytest.raises(ValueError, match="encoded by another model"):
+        with pytest.raises(ValueError, match="another model encoded"):
             probability(other, SupportSet.load(tmp_path / "cat.safetensors"))
 
     def test_a_training_step_makes_another_model(self, tmp_path: Path) -> None:
@@ -87,12 +87,12 @@ class TestFile:
     @pytest.mark.parametrize("content", [b"", b"not a safetensors file", b"\xff" * 64])
     def test_not_a_support_set(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "x").write_bytes(content)
-        with pytest.raises(ValueError, match="no support set"):
+        with pytest.raises(ValueError, match="not a support set file"):
             SupportSet.load(tmp_path / "x")
 
     def test_another_safetensors_file(self, model: HDMNet, tmp_path: Path) -> None:
         model.save_pretrained(tmp_path)
-        with pytest.raises(ValueError, match="no support set of this version"):
+        with pytest.raises(ValueError, match="not a support set file of this version"):
             SupportSet.load(tmp_path / "model.safetensors")
         with pytest.raises(FileNotFoundError):
             SupportSet.load(tmp_path / "missing")
@@ -177,7 +177,7 @@ def test_to(model: HDMNet) -> None:
 def test_of_a_model_of_another_kind(of: int, to: int, kind: str) -> None:
     query, supports, masks = episode()
     encoded = make(base_classes=of).encode(supports, masks)
-    with pytest.raises(ValueError, match=f"by a model {kind} base learner"):
+    with pytest.raises(ValueError, match=f"a model {kind} base learner encoded"):
         make(base_classes=to).match(query, encoded)
 
 

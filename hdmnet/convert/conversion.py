@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hdmnet.checkpoint import check_values, mismatch
 from hdmnet.convert import layout
 from hdmnet.model import HDMNet
-from hdmnet.serialization import check_values, mismatch
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from hdmnet.data.episodes import EpisodeList, EpisodeSampler
 from hdmnet.data.source import VOID, LabelledImages
 from hdmnet.data.transforms import Transform
-from hdmnet.losses import IGNORE
+from hdmnet.preprocess import IGNORE
 
 
 class _Seeded(Dataset[dict[str, Tensor]]):

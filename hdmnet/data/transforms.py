@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hdmnet._ops import upsample
-from hdmnet.losses import IGNORE
-from hdmnet.prediction import resize_label
+from hdmnet.nn._resize import upsample
+from hdmnet.nn.backbone import normalise
+from hdmnet.preprocess import IGNORE, resize_image, resize_label, resize_scores
 
 try:
     from torchvision import tv_tensors
@@ -125,8 +125,8 @@ class EvalTransform:
     def query(self, image: Tensor, *labels: Tensor) -> tuple[Tensor, ...]:
         """See `Transform`. The labels are not changed."""
         inner = self._inner(image.shape[-2:])
-        resized = F.interpolate(image[None], inner, mode="bilinear", antialias=True)[0]
-        return v2.functional.normalize(self._pad(resized, 0), self._mean, self._std), *labels
+        padded = self._pad(resize_image(image, inner), 0)
+        return normalise(padded, self._mean, self._std), *labels
 
     def support(self, image: Tensor, *labels: Tensor) -> tuple[Tensor, ...]:
         """See `Transform`.
@@ -149,7 +149,7 @@ class EvalTransform:
             (B, C, H, W).
         """
         if not self._keep_ratio:
-            return upsample(scores, size, align_corners=False)
+            return resize_scores(scores, size)
         longer = max(size)
         return upsample(scores, (longer, longer), align_corners=True)[..., : size[0], : size[1]]
 

@@ -1,110 +1,63 @@
-"""Resizing, numerical precision and what a mask leaves to compute, said once."""
+"""Exact shortcuts of the formulas in the other files.
 
-from collections.abc import Sequence
-from typing import NamedTuple
+Each function begins with "Equals:" and the plain formula. `tests/test_fast_paths.py` compares the
+two. Compiled and exported graphs must not depend on values or on the number of shots, so most
+shortcuts are for eager mode only.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeGuard, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from einops import einsum, rearrange
+from timm.layers import Conv2dSame
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.checkpoint import checkpoint
+
+from hdmnet.nn._precision import no_autocast, upcast
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+CHUNK = 128
+"""Support positions whose attention is in memory at a time: few enough for a processor's cache."""
+POSITIONS = 2048
+"""Support positions that the prior compares at a time, so that memory does not grow with K."""
 
 
-def upsample(x: Tensor, size: Sequence[int], *, align_corners: bool) -> Tensor:
-    """Resize (B, C, h, w) bilinearly, without antialiasing, to `size` = (H, W)."""
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)
+# Memory
 
 
-def nearest(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize (B, C, h, w) by nearest neighbour to `size` = (H, W), as `F.interpolate` does.
+def recompute(function: Callable[..., T], *inputs: object, when: bool) -> T:
+    """Compute `function(*inputs)`, and if `when` is true, keep no activations for the gradient.
 
-    Spelled out, because ONNX rounds otherwise where a sample falls between two pixels.
+    Equals: function(*inputs). The backward pass computes the activations again.
     """
-    rows = _nearest_index(x, x.shape[-2], size[0])
-    columns = _nearest_index(x, x.shape[-1], size[1])
-    return x.index_select(-2, rows).index_select(-1, columns)
+    if when and torch.is_grad_enabled():
+        return cast(T, checkpoint(function, *inputs, use_reentrant=False))
+    return function(*inputs)
 
 
-def _nearest_index(x: Tensor, length: int, target: int) -> Tensor:
-    """(target,) long: floor(i · length / target), the quotient rounded to float32 first."""
-    scale = torch.scalar_tensor(length, dtype=torch.float32, device=x.device) / target
-    position = torch.arange(target, dtype=torch.float32, device=x.device) * scale
-    return position.long().clamp(max=length - 1)
-
-
-def widen_small(mask: Tensor, grid: Sequence[int]) -> Tensor:
-    """Let every object show on a grid h × w, however small.
-
-    An object that falls between the positions of the grid would take no part in anything: it gets
-    all cells that it touches, each from one position to the next. The paper has nothing of that:
-    the benchmarks it uses leave out small objects.
-
-    Args:
-        mask: (B, K, H, W) in {0, 1}.
-        grid: Height and width.
-
-    Returns:
-        The mask, unchanged where an object shows.
-    """
-    missed = (mask.amax((-2, -1)) > 0) & (nearest(mask, grid).amax((-2, -1)) == 0)
-    if not torch.compiler.is_compiling() and not missed.any():
-        return mask
-    rows, row_cells = _cells(mask, mask.shape[-2], grid[0])
-    columns, column_cells = _cells(mask, mask.shape[-1], grid[1])
-    touched = (row_cells @ mask @ column_cells.mT > 0).to(mask.dtype)
-    widened = touched.index_select(-2, rows).index_select(-1, columns)
-    return torch.where(missed[..., None, None], widened, mask)
-
-
-def _cells(x: Tensor, length: int, target: int) -> tuple[Tensor, Tensor]:
-    """The cell of each pixel, (length,), and for each cell its pixels, (target, length) in {0, 1}.
-
-    A cell begins where `nearest` takes its sample.
-    """
-    starts = _nearest_index(x, length, target)
-    pixels = torch.arange(length, device=x.device)
-    cells = (starts[None] <= pixels[:, None]).sum(dim=1) - 1
-    members = cells[None] == torch.arange(target, device=x.device)[:, None]
-    return cells, members.to(x.dtype)
-
-
-def upcast(x: Tensor) -> Tensor:
-    """`x` in float32 if it is float16 or bfloat16, else unchanged."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def no_autocast(x: Tensor) -> torch.autocast:
-    """Context in which matrix products keep the precision of their operands.
-
-    Cosines are divided by a temperature of 0.1 and exponentiated: too much for bfloat16's 3 digits.
-    """
-    return torch.autocast(x.device.type, enabled=False)
-
-
-def is_eager_on_cpu(x: Tensor) -> bool:
-    """Whether oneDNN runs what is called, as it is called."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-def inner_products(x: Tensor, vectors: Tensor) -> Tensor:
-    """(B, C, h, w) and (B, n, C) → (B, h · w, n): every vector times every position of `x`."""
-    if not is_eager_on_cpu(x):
-        return x.flatten(2).mT @ vectors.mT
-    # The same products as 1 × 1 convolutions, which take oneDNN half of the time.
-    pairs = zip(x.split(1), vectors, strict=True)
-    products = [F.conv2d(one, v[..., None, None]) for one, v in pairs]
-    products = products if len(products) == 1 else [torch.cat(products)]  # of one it would copy
-    return products[0].flatten(2).mT
+# What a mask leaves to compute
 
 
 def keep_foreground(x: Tensor, mask: Tensor, *, spare: int = 0) -> tuple[Tensor, Tensor]:
-    """Drop positions outside of the mask: what is multiplied by 0 need not be computed.
+    """Drop positions outside of the mask.
 
-    Rows keep as many positions as the fullest one has in its mask, so some outside may remain.
-    A compiled graph keeps them all, for its shapes must not depend on the data.
+    Equals: (x, mask), in sums over positions that are weighted by the mask.
+
+    Each row keeps as many positions as the row with the most foreground has, so a row may keep
+    some background. A compiled graph keeps all positions.
 
     Args:
         x: (..., N, C) values.
         mask: (..., N) weights, at least 0.
-        spare: Number of positions outside of the mask that every row keeps, if it has them.
+        spare: Number of background positions that every row keeps, if it has them.
 
     Returns:
         (..., n, C) and (..., n) with n ≤ N.
@@ -116,7 +69,7 @@ def keep_foreground(x: Tensor, mask: Tensor, *, spare: int = 0) -> tuple[Tensor,
     return x.gather(-2, kept[..., None].expand(*kept.shape, x.shape[-1])), mask.gather(-1, kept)
 
 
-class Box(NamedTuple):
+class Window(NamedTuple):
     """A part of a grid: rows `top` … `bottom` - 1 and columns `left` … `right` - 1."""
 
     top: int
@@ -125,33 +78,287 @@ class Box(NamedTuple):
     right: int
 
     def crop(self, x: Tensor) -> Tensor:
-        """This part of (..., h, w)."""
+        """Return this part of (..., h, w)."""
         return x[..., self.top : self.bottom, self.left : self.right]
 
 
-def foreground_box(mask: Tensor) -> Box:
-    """The smallest box around the foreground of all masks (..., h, w).
+def foreground_window(mask: Tensor) -> Window:
+    """Return the smallest window that holds the foreground of all masks (..., h, w).
 
-    One row or column larger where else some mask would fill the box but not its grid: that mask's
-    background matters too.
+    Equals: the whole grid, for features that are multiplied by the mask afterwards.
+
+    The prior also needs to know whether a mask has any background. If a mask would fill the window
+    but not its grid, the window gets one more row or column.
     """
     masks = mask.reshape(-1, *mask.shape[-2:]) > 0
-    rows, columns = masks.any(dim=2), masks.any(dim=1)
+    rows, columns = masks.any(dim=2).any(dim=0), masks.any(dim=1).any(dim=0)
     if not rows.any():
-        return Box(0, 0, 1, 1)
-    top, bottom = _extent(rows.any(dim=0))
-    left, right = _extent(columns.any(dim=0))
-    box = Box(top, left, bottom, right)
-    if box.crop(masks).flatten(1).all(dim=1).any():
+        return Window(0, 0, 1, 1)
+    (top, bottom), (left, right) = (
+        (int(line.nonzero()[0]), int(line.nonzero()[-1]) + 1) for line in (rows, columns)
+    )
+    window = Window(top, left, bottom, right)
+    if window.crop(masks).flatten(1).all(dim=1).any():
         height, width = mask.shape[-2:]
         if bottom - top < height:
-            box = box._replace(bottom=bottom + 1) if bottom < height else box._replace(top=top - 1)
-        elif right - left < width:
-            box = box._replace(right=right + 1) if right < width else box._replace(left=left - 1)
-    return box
+            below = bottom < height
+            return window._replace(top=top - (not below), bottom=bottom + below)
+        if right - left < width:
+            beside = right < width
+            return window._replace(left=left - (not beside), right=right + beside)
+    return window
 
 
-def _extent(line: Tensor) -> tuple[int, int]:
-    """First index and last index + 1 of the True values of (N,)."""
-    indices = line.nonzero()
-    return int(indices[0]), int(indices[-1]) + 1
+# Matching
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Let every support position distribute its value over the query positions.
+
+    Equals: softmax(query @ key.mT, dim=-2) @ value, if no score is above 50.
+
+    The scores are bounded, so exp needs no maximum subtracted. The divisor of the softmax has one
+    entry for each support position, so it divides the value and not the larger matrix.
+    """
+    chunks = [(key, value)]
+    if not torch.compiler.is_compiling():
+        chunks = list(zip(key.split(CHUNK, dim=-2), value.split(CHUNK, dim=-2), strict=True))
+    out = torch.zeros_like(query)
+    for k, v in chunks:
+        attention = (query @ k.to(query.dtype).mT).exp_()
+        out = out + attention @ (v.to(query.dtype) / attention.sum(dim=-2)[..., None])
+    return out
+
+
+# Prior
+
+
+def max_cosine(query: Tensor, unit: Tensor, norm: Tensor, eps: float) -> Tensor:
+    """Compare every query position with its most similar support position.
+
+    Equals: amax_j (q_i · s_j) / (|q_i| |s_j| + eps), with s_j = unit_j · norm_j.
+
+    Args:
+        query: (B, C, h, w) features.
+        unit: (B, K, n, C) support features of unit length, or 0.
+        norm: (B, K, n) lengths.
+        eps: Guard of the division.
+
+    Returns:
+        (B, h · w, K) similarities.
+    """
+    full = upcast(query)
+    query_norm = full.norm(dim=1).flatten(1)[..., None]
+    together = max(1, POSITIONS // (unit.shape[0] * unit.shape[2]))
+    units = unit.split(together, dim=1)
+    if not _is_negligible(eps, query_norm, norm):
+        guards = (eps / n.where(n > 0, 1)[:, None] for n in norm.split(together, dim=1))
+        best = [
+            (_products(full, u) / (query_norm[..., None] + guard)).amax(-1)
+            for u, guard in zip(units, guards, strict=True)
+        ]
+    elif query.dtype == full.dtype:
+        # One division for each query position is enough, after the maximum.
+        best = [_products(full, u).amax(-1) / query_norm for u in units]
+    else:
+        # Half-precision products keep three digits. Only the difference to the mean support is
+        # multiplied in half precision. The products with the mean are added in float32.
+        inside = (norm > 0).sum(dim=(1, 2)).clamp(min=1)
+        mean = unit.sum(dim=(1, 2)) / inside[:, None]
+        common = inner_products(full, mean[:, None])
+        rest = (_products(query, (u - mean[:, None, None]).to(query.dtype)) for u in units)
+        # upcast: the maximum of bfloat16 takes a CPU several times as long.
+        best = [(upcast(r).amax(-1) + common) / query_norm for r in rest]
+    return torch.cat(best, dim=2)
+
+
+def _is_negligible(eps: float, query_norm: Tensor, norm: Tensor) -> bool:
+    """Whether `eps` changes no digit of the product of any two of these norms."""
+    if norm.dtype != torch.float32:
+        return False
+    smallest = norm.where(norm > 0, torch.inf).amin()  # the cosine of a zero vector stays 0
+    return bool(query_norm.amin() * smallest > eps * 2**24)
+
+
+def _products(query: Tensor, support: Tensor) -> Tensor:
+    """(B, C, h, w) and (B, K, n, C) → (B, h · w, K, n)."""
+    return inner_products(query, support.flatten(1, 2)).unflatten(2, support.shape[1:3])
+
+
+def inner_products(x: Tensor, vectors: Tensor) -> Tensor:
+    """Multiply every position of a map by every vector.
+
+    Equals: x.flatten(2).mT @ vectors.mT.
+
+    As 1 × 1 convolutions these products take oneDNN, torch's CPU library, half of the time.
+
+    Args:
+        x: (B, C, h, w) map.
+        vectors: (B, n, C) vectors.
+
+    Returns:
+        (B, h · w, n) products.
+    """
+    if x.device.type != "cpu":
+        return x.flatten(2).mT @ vectors.mT
+    pairs = zip(x.split(1), vectors, strict=True)
+    products = [F.conv2d(one, v[..., None, None]) for one, v in pairs]
+    # torch.cat of a single tensor would copy it.
+    return (products[0] if len(products) == 1 else torch.cat(products)).flatten(2).mT
+
+
+# PSP head
+
+
+def pyramid_convolution(
+    x: Tensor, cells: Sequence[Tensor], weight: Tensor, bias: Tensor | None, window: Window
+) -> Tensor:
+    """Convolve a map together with its upsampled poolings.
+
+    Equals: conv2d(cat([x, *(upsample(c, (h, w)) for c in cells)]), weight, bias, padding=1), inside
+    of the window, with align_corners=True.
+
+    Convolution and upsampling are linear. The nine taps are applied to the few pooled cells, not
+    to the thousands of positions that are interpolated from them.
+
+    Args:
+        x: (B, C, h, w) map.
+        cells: Poolings (B, c, s, s), all with the same number of channels c.
+        weight: (O, C + c · len(cells), 3, 3) kernel.
+        bias: (O,) or None.
+        window: The part of the grid to compute.
+
+    Returns:
+        (B, O, h', w') of the window.
+    """
+    own, pooled = weight.tensor_split([x.shape[1]], dim=1)
+    top, left = max(window.top - 1, 0), max(window.left - 1, 0)
+    around = x[..., top : window.bottom + 1, left : window.right + 1]
+    y = F.conv2d(around, own, padding=1)
+    y = y[..., window.top - top : window.bottom - top, window.left - left : window.right - left]
+    with no_autocast(x):  # few products, and their rounding errors would add up
+        products, rows = [], []
+        for one, kernel in zip(cells, pooled.chunk(len(cells), dim=1), strict=True):
+            one, kernel = upcast(one), upcast(kernel)
+            # In this order no kernel in channels-last format is copied.
+            taps = rearrange(kernel, "o c i j -> (o i j) c") @ one.flatten(2)
+            height, width = one.shape[-2:]
+            order = "b (o i j) (y x) -> b (y i) (x j) o"
+            taps = rearrange(taps, order, i=3, j=3, y=height, x=width)
+            columns = _taps(one, width, x.shape[-1])[window.left : window.right]
+            products.append(columns @ taps)
+            rows.append(_taps(one, height, x.shape[-2])[window.top : window.bottom])
+        rest = torch.cat(rows, dim=1) @ torch.cat(products, dim=1).transpose(1, 2)
+        rest = rearrange(rest, "b w h o -> b o h w")
+        if bias is not None:
+            rest = rest + bias[:, None, None]
+    return y + rest.to(y.dtype)
+
+
+def _taps(like: Tensor, cells: int, length: int) -> Tensor:
+    """Return the weight of each cell in each tap of each output position, (length, cells · 3)."""
+    eye = torch.eye(cells, dtype=like.dtype, device=like.device)[None]
+    weights = F.interpolate(eye, size=length, mode="linear", align_corners=True)[0]
+    padded = F.pad(weights, (1, 1))
+    taps = torch.stack([padded[:, tap : tap + length] for tap in range(3)])
+    return rearrange(taps, "taps cells at -> at (cells taps)")
+
+
+# Folding for inference
+
+
+def fold_norms(root: nn.Module) -> None:
+    """Fold, in place, every BatchNorm into the convolution that alone feeds it.
+
+    Equals: root(x) in eval mode.
+    """
+    try:
+        nodes = list(_Tracer().trace(root).nodes)
+    except Exception as error:  # torch.fx raises many types on code that depends on values
+        logger.info("%s keeps its norms: torch.fx cannot trace it (%s)", type(root), error)
+        return
+    calls = Counter(node.target for node in nodes if node.op == "call_module")
+    for node in nodes:
+        if node.op != "call_module" or calls[node.target] > 1:
+            continue
+        source = node.args[0]
+        if not isinstance(source, fx.Node) or source.op != "call_module":
+            continue
+        norm, conv = root.get_submodule(str(node.target)), root.get_submodule(str(source.target))
+        if not _is_foldable_norm(norm) or not _is_plain_convolution(conv):
+            continue
+        if calls[source.target] > 1 or len(source.users) > 1:
+            continue
+        activation = getattr(norm, "act", nn.Identity())  # timm has norms with an activation
+        root.set_submodule(str(source.target), fuse_conv_bn_eval(conv, norm))
+        root.set_submodule(str(node.target), activation)
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        # Without this, torch.fx would trace into timm's subclasses of convolutions and norms.
+        known = isinstance(m, nn.Conv2d | _BatchNorm)
+        return known or super().is_leaf_module(m, module_qualified_name)
+
+
+def _is_foldable_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:
+    return isinstance(module, _BatchNorm) and module.running_mean is not None
+
+
+def _is_plain_convolution(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    # Other subclasses, and parametrised convolutions, change their weight before they use it.
+    return type(module) in (nn.Conv2d, Conv2dSame) and "weight" in dict(module.named_parameters())
+
+
+class CollapsedBottleneck(nn.Module):
+    """Convolutions 1 × 1, 3 × 3 and 1 × 1 with nothing between them, as one 3 × 3 convolution.
+
+    Equals: last(middle(first(x))).
+
+    The first bias is missing where the 3 × 3 kernel reaches over the border. Its share of the
+    output is therefore a convolution of ones.
+    """
+
+    def __init__(self, first: nn.Conv2d, middle: nn.Conv2d, last: nn.Conv2d) -> None:
+        super().__init__()
+        # On the CPU, because not every device has float64.
+        w1, w2, w3 = (conv.weight.cpu().double() for conv in (first, middle, last))
+        b1, b2, b3 = (_bias(conv).cpu().double() for conv in (first, middle, last))
+        w1, w3 = w1[:, :, 0, 0], w3[:, :, 0, 0]
+        outer = einsum(w3, w2, "o m, m n i j -> o n i j")
+        composed = {
+            "weight": einsum(outer, w1, "o n i j, n c -> o c i j"),
+            "ones_weight": einsum(outer, b1, "o n i j, n -> o i j")[:, None],
+            "bias": w3 @ b2 + b3,
+        }
+        for name, value in composed.items():
+            self.register_buffer(name, value.to(first.weight))
+
+    weight: Tensor
+    ones_weight: Tensor
+    bias: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) → (B, C', h, w)."""
+        ones = x.new_ones(1, 1, *x.shape[-2:])
+        return F.conv2d(x, self.weight, self.bias, padding=1) + F.conv2d(
+            ones, self.ones_weight, padding=1
+        )
+
+
+def collapse(bottleneck: nn.Module) -> nn.Module:
+    """Return the bottleneck with its three convolutions as one, once its norms are folded.
+
+    Equals: bottleneck. It is returned unchanged if a module is left between the convolutions.
+    """
+    first, middle, last, *rest = (m for m in bottleneck.children() if type(m) is not nn.Identity)
+    if not all(_is_plain_convolution(m) for m in (first, middle, last)):
+        return bottleneck
+    collapsed = CollapsedBottleneck(
+        cast(nn.Conv2d, first), cast(nn.Conv2d, middle), cast(nn.Conv2d, last)
+    )
+    return nn.Sequential(collapsed, *rest)
+
+
+def _bias(conv: nn.Conv2d) -> Tensor:
+    return conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias

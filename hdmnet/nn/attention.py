@@ -2,30 +2,39 @@
 
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from hdmnet._ops import keep_foreground, no_autocast, upcast
+from hdmnet.nn import _fast
+from hdmnet.nn._precision import no_autocast, upcast
+
+TO_HEADS = "b n (heads d) -> b heads n d"
+FROM_HEADS = "b heads n d -> b n (heads d)"
 
 
 class SpatialReductionAttention(nn.Module):
     """Multi-head self-attention whose keys and values come from a spatially reduced map.
 
+    out = W_o softmax_j(q_i · k_j / √d) v_j per head, with q = W_q x, k = W_k r, v = W_v r and
+    r = LN(conv(x)), a convolution whose kernel and stride are `reduction`.
+
     Args:
         dim: Number of channels C, a multiple of `heads`.
         heads: Number of attention heads.
-        reduction: Kernel and stride of the convolution that reduces keys and values; 1 for none.
-            A remainder of rows or columns is dropped (13 → 3 at reduction 4).
+        reduction: Kernel and stride of the convolution; 1 leaves it out (r = x). A remainder of
+            rows or columns is dropped (13 → 3 with reduction 4).
         dropout: Probability of dropping an output element.
 
     Raises:
         ValueError: If `dim` is not a multiple of `heads`.
 
-    Source: HDMNet, hierarchical self-attention, with the spatial reduction attention of PVT
-    (arXiv 2102.12122).
+    Example:
+        >>> SpatialReductionAttention(64, 2, reduction=4)(torch.rand(1, 64, 60, 60)).shape
+        torch.Size([1, 64, 60, 60])
+
+    Source: HDMNet, section 3.2, with the spatial reduction attention of PVT (arXiv 2102.12122).
     """
 
     def __init__(self, dim: int, heads: int, *, reduction: int = 1, dropout: float = 0.1) -> None:
@@ -47,49 +56,68 @@ class SpatialReductionAttention(nn.Module):
         """Attend within the map `x` (B, C, h, w), h and w at least `reduction`; same shape."""
         tokens = rearrange(x, "b c h w -> b (h w) c")
         reduced = rearrange(self.reduce(x), "b c h w -> b (h w) c")
-        attended = F.scaled_dot_product_attention(
-            split_heads(self.query(tokens), self.heads),
-            split_heads(self.key(reduced), self.heads),
-            split_heads(self.value(reduced), self.heads),
-        )
-        out = self.dropout(self.out(rearrange(attended, "b heads n d -> b n (heads d)")))
-        return rearrange(out, "b (h w) c -> b c h w", h=x.shape[-2])
+        q = rearrange(self.query(tokens), TO_HEADS, heads=self.heads)
+        k = rearrange(self.key(reduced), TO_HEADS, heads=self.heads)
+        v = rearrange(self.value(reduced), TO_HEADS, heads=self.heads)
+        out = self.out(rearrange(F.scaled_dot_product_attention(q, k, v), FROM_HEADS))
+        return rearrange(self.dropout(out), "b (h w) c -> b c h w", h=x.shape[-2])
 
 
 class SupportTokens(NamedTuple):
-    """What `MatchingAttention` needs of K supports; n counts the positions that a mask covers."""
+    """The supports' part of `MatchingAttention`: n positions that hold all foreground of K shots.
+
+    With the unit keys k_j, the values v_j and the mask m_j of the support positions j:
+    """
 
     key: Tensor
-    """(B, heads, n, d) of unit length."""
+    """(B, heads, n, d): k_j."""
     value: Tensor
-    """(B, heads, n, d), times the mask."""
+    """(B, heads, n, d): m_j v_j."""
     key_sum: Tensor
-    """(B, heads, d): Σ mask · key."""
+    """(B, heads, d): Σ_j m_j k_j."""
     area: Tensor
-    """(B,): Σ mask."""
+    """(B,): Σ_j m_j."""
 
 
 class MatchingAttention(nn.Module):
     """Cosine cross-attention from support to query, normalised over the *query* positions.
 
-    Every foreground support position distributes one unit of attention over the query, so an
-    object that fills many support positions cannot be outvoted by the background of the query.
+    Per head, with query positions i and support positions j:
 
-    `forward` is `encode`, which does not depend on the query, and then `match`.
+        S_ij = cos(q_i, k_j) / temperature
+        A_ij = exp(S_ij) / Σ_i' exp(S_i'j)
+        out_i = W_o Σ_j A_ij m_j v_j
+        C_i = mean over heads of Σ_j m_j S_ij / (Σ_j m_j + 1e-9)
+
+    Every foreground support position j distributes one unit of attention over the query. The
+    background of the query can therefore not outvote an object that covers many support positions.
+
+    `forward` is `encode`, which does not depend on the query, followed by `match`.
 
     Args:
         dim: Number of channels C, a multiple of `heads`.
         heads: Number of attention heads.
-        shots: Number of shots K_t the weights are trained with. With K shots the attention output
-            is multiplied by K_t / K, so that identical shots give the output of one.
+        shots: Number of shots K_t that the weights are trained with. With K shots, Σ_j A_ij m_j v_j
+            is multiplied by K_t / K, so K identical shots give the output of one.
         temperature: Divisor of the cosines, at least 0.02.
         dropout: Probability of dropping an output element.
 
-    Raises:
-        ValueError: If `dim` is not a multiple of `heads`, or `temperature` is too small.
+    Attributes:
+        fast: Whether to take the exact shortcuts. False computes the formulas as written.
 
-    Source: HDMNet, matching module.
+    Raises:
+        ValueError: If `dim` is not a multiple of `heads`, or `temperature` is below 0.02.
+
+    Example:
+        >>> query, support = torch.rand(1, 64, 30, 30), torch.rand(1, 5, 64, 30, 30)
+        >>> out, correlation = MatchingAttention(64)(query, support, torch.ones(1, 5, 30, 30))
+        >>> out.shape, correlation.shape
+        (torch.Size([1, 64, 30, 30]), torch.Size([1, 30, 30]))
+
+    Source: HDMNet, section 3.3, matching module.
     """
+
+    fast = True
 
     def __init__(
         self,
@@ -104,8 +132,8 @@ class MatchingAttention(nn.Module):
         check_heads(dim, heads)
         if temperature < 0.02:
             raise ValueError(
-                f"temperature must be at least 0.02, for exp(1 / temperature) to fit float32, "
-                f"got {temperature}"
+                f"temperature must be at least 0.02, because exp(1 / temperature) must fit into "
+                f"float32, got {temperature}"
             )
         self.heads = heads
         self.shots = shots
@@ -125,34 +153,35 @@ class MatchingAttention(nn.Module):
             mask: (B, K, h', w') support masks in [0, 1], 1 on the object.
 
         Returns:
-            The attended values (B, C, h, w), and the correlation map (B, h, w): the mean over heads
-            and foreground support positions of cosine / temperature.
+            The attended values (B, C, h, w) and the correlation map C (B, h, w).
         """
         return self.match(query, self.encode(support, mask), shots=support.shape[1])
 
     def encode(self, support: Tensor, mask: Tensor) -> SupportTokens:
         """Project K masked support maps, as for `forward`, to keys and values."""
-        tokens, m = keep_foreground(
-            rearrange(support, "b k c h w -> b (k h w) c"),
-            rearrange(mask.to(support.dtype), "b k h w -> b (k h w)"),
-        )
-        key = upcast(split_heads(self.key(tokens), self.heads))
-        value = upcast(split_heads(self.value(tokens), self.heads))
+        tokens = rearrange(support, "b k c h w -> b (k h w) c")
+        m = rearrange(mask.to(support.dtype), "b k h w -> b (k h w)")
+        if self.fast:
+            tokens, m = _fast.keep_foreground(tokens, m)
+        k = upcast(rearrange(self.key(tokens), TO_HEADS, heads=self.heads))
+        v = upcast(rearrange(self.value(tokens), TO_HEADS, heads=self.heads))
         m = rearrange(upcast(m), "b n -> b 1 n 1")
-        key = F.normalize(key, dim=-1, eps=1e-12)
-        return SupportTokens(key, m * value, (m * key).sum(dim=-2), m.sum(dim=(1, 2, 3)))
+        k = F.normalize(k, dim=-1, eps=1e-12)
+        return SupportTokens(k, m * v, (m * k).sum(dim=-2), m.sum(dim=(1, 2, 3)))
 
     def match(self, query: Tensor, support: SupportTokens, *, shots: int) -> tuple[Tensor, Tensor]:
-        """`forward` against what `encode` returned for `shots` supports."""
-        q = split_heads(self.query(rearrange(query, "b c h w -> b (h w) c")), self.heads)
+        """Match a query map against the result of `encode` for `shots` supports."""
+        q = self.query(rearrange(query, "b c h w -> b (h w) c"))
+        q = upcast(rearrange(q, TO_HEADS, heads=self.heads))
         with no_autocast(query):
-            q = F.normalize(upcast(q), dim=-1, eps=1e-12) / self.temperature
-            attended = _attend(q, support.key, support.value) * (self.shots / shots)
-            # The sum over support positions commutes with the product: no N × N matrix for C.
-            mean_key = support.key_sum / (support.area[:, None, None] + 1e-9)
-            correlation = (q @ mean_key[..., None].to(q.dtype)).squeeze(-1).mean(dim=1)
-        out = rearrange(attended, "b heads n d -> b n (heads d)").to(self.out.weight.dtype)
-        out = self.dropout(self.out(out))
+            q = F.normalize(q, dim=-1, eps=1e-12) / self.temperature
+            k, mv, k_sum = (x.to(q.dtype) for x in support[:3])
+            out = _fast.attend(q, k, mv) if self.fast else (q @ k.mT).softmax(dim=-2) @ mv
+            out = out * (self.shots / shots)
+            # Σ_j m_j S_ij = q_i · Σ_j m_j k_j: the correlation map needs no S.
+            mean_k = k_sum / (support.area[:, None, None] + 1e-9)
+            correlation = (q @ mean_k[..., None].to(q.dtype)).squeeze(-1).mean(dim=1)
+        out = self.dropout(self.out(rearrange(out, FROM_HEADS).to(self.out.weight.dtype)))
         height = query.shape[-2]
         return (
             rearrange(out, "b (h w) c -> b c h w", h=height),
@@ -161,14 +190,20 @@ class MatchingAttention(nn.Module):
 
 
 class MixFFN(nn.Module):
-    """Feed-forward layer with a depth-wise 3 × 3 convolution in place of positional encoding.
+    """Feed-forward layer with a depth-wise 3 × 3 convolution in place of a position encoding.
+
+    out = conv1×1(GELU(depthwise3×3(conv1×1(x)))).
 
     Args:
         dim: Number of channels C.
         expansion: Hidden channels per input channel.
         dropout: Probability of dropping an element, after the activation and after the output.
 
-    Source: HDMNet, hierarchical self-attention, with the Mix-FFN of SegFormer (arXiv 2105.15203).
+    Example:
+        >>> MixFFN(64)(torch.rand(1, 64, 60, 60)).shape
+        torch.Size([1, 64, 60, 60])
+
+    Source: HDMNet, section 3.2, with the Mix-FFN of SegFormer (arXiv 2105.15203).
     """
 
     def __init__(self, dim: int, *, expansion: int = 4, dropout: float = 0.1) -> None:
@@ -184,31 +219,6 @@ class MixFFN(nn.Module):
         """Transform the map `x` (B, C, h, w); same shape."""
         hidden = self.activation(self.depthwise(self.expand(x)))
         return self.dropout(self.project(self.dropout(hidden)))
-
-
-CHUNK = 128
-"""Support positions whose attention is in memory at a time: few enough for a processor's cache."""
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Softmax over query positions of query · key, times value.
-
-    The scores are bounded by 1 / temperature, so exp needs no maximum subtracted, and the softmax's
-    divisor, one for each support position, divides the value in place of the larger matrix.
-    """
-    chunks = [(key, value)]
-    if not torch.compiler.is_compiling():  # a compiled graph must not depend on their number
-        chunks = list(zip(key.split(CHUNK, dim=-2), value.split(CHUNK, dim=-2), strict=True))
-    out = torch.zeros_like(query)
-    for k, v in chunks:
-        attention = (query @ k.to(query.dtype).mT).exp_()
-        out = out + attention @ (v.to(query.dtype) / attention.sum(dim=-2)[..., None])
-    return out
-
-
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(B, N, heads · d) → (B, heads, N, d)."""
-    return rearrange(x, "b n (heads d) -> b heads n d", heads=heads)
 
 
 def check_heads(dim: int, heads: int) -> None:

@@ -7,34 +7,55 @@ import timm
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from timm.models import is_model_in_modules
 from torch import Tensor, nn
 
-from hdmnet._ops import upsample
+from hdmnet.nn import _fast
+from hdmnet.nn._resize import upsample
 
 PAPER_BACKBONES = {"resnet50": "resnet50s", "resnet101": "resnet101s", "vgg16": "vgg16_bn"}
-"""The paper's names and the timm models that hold the same parameters."""
+"""The paper's names, and timm's names of the models with the same parameters."""
+
+# What the families of timm offer, by the name of timm's module. A model of no list keeps its own
+# strides, and takes the image sizes that it was made for.
+_DILATED = (  # stride 8 by dilation, `output_stride`
+    *("byoanet", "byobnet", "convnext", "cspnet", "cspnext", "efficientnet", "hardcorenas"),
+    *("inception_next", "mobilenetv3", "mobilevit", "nfnet", "regnet", "res2net", "resnest"),
+    *("resnet", "resnetv2", "rexnet", "sknet", "xception_aligned"),
+)
+_WINDOWED = ("swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr")
+_PATCHED = ("deit", "eva", "vision_transformer", "vision_transformer_hybrid", "vitamin")
+_OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
+    (_DILATED, {"output_stride": 8}),
+    (_WINDOWED, {"strict_img_size": False}),
+    (_PATCHED, {"dynamic_img_size": True}),
+)
 
 
 class FeaturePyramid(nn.Module):
     """The last three feature levels f2, f3, f4 of a backbone, on one grid.
 
-    `resnet50`, `resnet101` and `vgg16` follow the paper's rules: stride 8 by dilation for ResNet,
-    the grid of f3 (stride 16) for VGG. Any other name is a timm model with a feature pyramid:
-    stride 8 by dilation where timm can dilate it, else resized to the grid of f2.
+    `resnet50`, `resnet101` and `vgg16` follow the paper: ResNet has stride 8 by dilation, VGG the
+    grid of f3 (stride 16). Any other name is a timm model with a feature pyramid. It has stride 8
+    by dilation where timm can dilate it. Otherwise f3 and f4 are resized to the grid of f2.
 
     Args:
         name: One of the paper's names, or a timm model name.
-        pretrained: Whether to download timm's ImageNet weights for it.
+        pretrained: Whether to download timm's ImageNet weights.
 
     Attributes:
         channels: Channels of f2, f3, f4.
-        mean: Per-channel mean that images in [0, 1] are normalised with, R, G, B.
-        std: Per-channel standard deviation, likewise.
+        mean: Mean of each channel R, G, B that images in [0, 1] are normalised with.
+        std: Standard deviation of each channel.
 
     Raises:
-        ValueError: If timm has no such model, or makes no pyramid of three feature levels of it.
+        ValueError: If timm has no such model, or no pyramid of three feature levels of it.
 
-    Source: HDMNet, implementation details; dilation after PSPNet (arXiv 1612.01105).
+    Example:
+        >>> [tuple(x.shape) for x in FeaturePyramid("resnet50")(torch.rand(1, 3, 473, 473))]
+        [(1, 512, 60, 60), (1, 1024, 60, 60), (1, 2048, 60, 60)]
+
+    Source: HDMNet, section 4.1; dilation as in PSPNet (arXiv 1612.01105).
     """
 
     def __init__(self, name: str, *, pretrained: bool = False) -> None:
@@ -54,26 +75,23 @@ class FeaturePyramid(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised images (B, 3, H, W) → f2, f3, f4, each (B, channels[i], h, w)."""
         levels = self.body(images)
-        if self.name == "vgg16":
+        if self.name == "vgg16":  # timm returns the levels before their pools
             levels = [*(F.max_pool2d(x, 2, ceil_mode=True) for x in levels[:2]), levels[2]]
         if self._channels_last:
             levels = [rearrange(x, "b h w c -> b c h w") for x in levels]
-        f2, f3, f4 = levels
-        grid = f3.shape[-2:] if self.name == "vgg16" else f2.shape[-2:]
-        f2, f3, f4 = (_to_grid(x, grid) for x in (f2, f3, f4))
+        grid = levels[1 if self.name == "vgg16" else 0].shape[-2:]
+        f2, f3, f4 = (
+            x if x.shape[-2:] == grid else upsample(x, grid, align_corners=True) for x in levels
+        )
         return f2, f3, f4
 
     def normalise(self, images: Tensor) -> Tensor:
-        """(…, 3, H, W) RGB in [0, 1] → the same, as `forward` expects it."""
-        mean, std = (
-            torch.tensor(values, dtype=images.dtype, device=images.device).view(3, 1, 1)
-            for values in (self.mean, self.std)
-        )
-        return (images - mean) / std
+        """Normalise (…, 3, H, W) RGB in [0, 1] with `mean` and `std`, as `forward` expects it."""
+        return normalise(images, self.mean, self.std)
 
     @torch.no_grad()
     def smallest_size(self, grid: int) -> int:
-        """The smallest height and width of an image whose features fill `grid` × `grid`.
+        """Return the smallest height and width of an image whose features fill `grid` × `grid`.
 
         Raises:
             ValueError: If the backbone takes images of one size only.
@@ -81,44 +99,46 @@ class FeaturePyramid(nn.Module):
         was_training = self.training
         self.eval()
         stride = 16 if self.name == "vgg16" else self.body.feature_info.reduction()[0]
-        # Strided convolutions round the grid up in most networks, and down in those that cut the
-        # image into patches.
+        # Most networks round the grid up. Those that cut the image into patches round it down.
         for size in ((grid - 1) * stride + 1, grid * stride):
             try:
                 features = self(next(self.parameters()).new_zeros(1, 3, size, size))[0]
-            except (RuntimeError, AssertionError):
+            except (RuntimeError, AssertionError):  # timm raises these for a wrong image size
                 continue
             if min(features.shape[-2:]) >= grid:
                 self.train(was_training)
                 return size
         raise ValueError(f"backbone {self.name!r} takes images of one size only: choose another")
 
+    def fuse_(self) -> None:
+        """Fold the norms in place, for inference."""
+        _fast.fold_norms(self.body)
 
-def _to_grid(x: Tensor, grid: Sequence[int]) -> Tensor:
-    same = tuple(x.shape[-2:]) == tuple(grid)
-    return x if same else upsample(x, grid, align_corners=True)
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Compute (x - mean) / std of each channel of (…, 3, H, W)."""
+    means, stds = (
+        torch.tensor(values, dtype=images.dtype, device=images.device).view(3, 1, 1)
+        for values in (mean, std)
+    )
+    return (images - means) / stds
 
 
-def _create_body(name: str, *, pretrained: bool) -> Any:  # timm gives three classes
+def _create_body(name: str, *, pretrained: bool) -> Any:  # timm has three classes of pyramids
     if not timm.is_model(name):
         raise ValueError(
             f"unknown backbone {name!r}: expected one of {', '.join(PAPER_BACKBONES)}, or a name "
             "from timm.list_models()"
         )
-    # VGG's last level is the pool after f4.
+    # The last level of VGG is a pool after f4.
     levels = (2, 3, 4) if name == "vgg16_bn" else (-3, -2, -1)
-    # Dilation for most convolutional networks; any image size for most transformers.
-    for extra in ({"output_stride": 8}, {"strict_img_size": False}, {"dynamic_img_size": True}, {}):
-        options: dict[str, Any] = {"features_only": True, "out_indices": levels, **extra}
-        try:
-            body = timm.create_model(name, **options)
-        except Exception as error:  # timm says in many ways that a model lacks an option
-            reason = error
-            continue
-        if "output_stride" in extra and body.feature_info.reduction()[-1] > 16:
-            continue  # older versions take the option for transformers too, and do nothing
-        return timm.create_model(name, pretrained=True, **options) if pretrained else body
-    raise ValueError(f"timm makes no pyramid of three levels of {name!r}: {reason}") from reason
+    options = next((x for modules, x in _OPTIONS if is_model_in_modules(name, modules)), {})
+    try:
+        return timm.create_model(
+            name, pretrained=pretrained, features_only=True, out_indices=levels, **options
+        )
+    except RuntimeError as error:  # no feature pyramid, or no such weights
+        raise ValueError(f"timm has no pyramid of three levels of {name!r}: {error}") from error
 
 
 def _dilate_first_blocks(body: nn.Module) -> None:

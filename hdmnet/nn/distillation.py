@@ -6,7 +6,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from hdmnet._ops import upcast, upsample
+from hdmnet.nn._precision import upcast
+from hdmnet.nn._resize import upsample
 
 
 class CorrelationDistillation(nn.Module):

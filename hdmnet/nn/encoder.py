@@ -4,20 +4,24 @@ from collections.abc import Sequence
 
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from hdmnet.attention import MixFFN, SpatialReductionAttention
+from hdmnet.nn import _fast
+from hdmnet.nn.attention import MixFFN, SpatialReductionAttention
 
 
 class PatchEmbed(nn.Module):
-    """Convolution and LayerNorm that open a stage.
+    """Convolution and LayerNorm at the beginning of a stage.
 
     Args:
         in_channels: Channels of the input map.
         dim: Channels of the output map.
-        stride: 1 keeps the grid (1 × 1 kernel), 2 halves it rounding up (3 × 3 kernel).
+        stride: 1 keeps the grid (1 × 1 kernel), 2 halves it and rounds up (3 × 3 kernel).
 
-    Source: HDMNet, hierarchical self-attention.
+    Example:
+        >>> PatchEmbed(64, 64, stride=2)(torch.rand(1, 64, 15, 15)).shape
+        torch.Size([1, 64, 8, 8])
+
+    Source: HDMNet, section 3.2.
     """
 
     def __init__(self, in_channels: int, dim: int, *, stride: int = 1) -> None:
@@ -32,7 +36,7 @@ class PatchEmbed(nn.Module):
 
 
 class SelfAttentionBlock(nn.Module):
-    """Pre-norm transformer block: x += attention(LN(x)); x += FFN(LN(x))."""
+    """Pre-norm transformer block: x += Attn(LN(x)); x += FFN(LN(x))."""
 
     def __init__(self, dim: int, heads: int, *, reduction: int, dropout: float) -> None:
         super().__init__()
@@ -59,7 +63,14 @@ class SelfAttentionStage(nn.Module):
         depth: Number of blocks.
         dropout: Dropout probability in the blocks.
 
-    Source: HDMNet, hierarchical self-attention.
+    Attributes:
+        grad_checkpointing: Whether the backward pass computes the activations of the blocks again.
+
+    Example:
+        >>> SelfAttentionStage(64, 64, 4, stride=2, reduction=2)(torch.rand(1, 64, 60, 60)).shape
+        torch.Size([1, 64, 30, 30])
+
+    Source: HDMNet, section 3.2.
     """
 
     def __init__(
@@ -86,26 +97,29 @@ class SelfAttentionStage(nn.Module):
         """(B, in_channels, h, w) → (B, dim, ⌈h / stride⌉, ⌈w / stride⌉)."""
         x = self.patch_embed(x)
         for block in self.blocks:
-            if self.grad_checkpointing and self.training:
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
+            x = _fast.recompute(block, x, when=self.grad_checkpointing and self.training)
         return self.norm(x)
 
 
 class HierarchicalEncoder(nn.Module):
     """Self-attention stages, each on half the grid of the one before.
 
+    x_0 = stage_0(x) and x_s = stage_s(x_{s-1}). Stage s has the spatial reduction 2^(S - 1 - s).
+
     Args:
         dim: Channels C of the input and of every level.
-        heads: Attention heads of each stage, finest first; its length is the number of stages S.
+        heads: Attention heads of each stage, finest first. Its length is the number of stages S.
         dropout: Dropout probability in the blocks.
 
     Attributes:
-        min_grid: The smallest input height and width, 2^(S - 1): below it the spatial reduction
-            of the first stage has nothing left.
+        min_grid: The smallest height and width of the input, 2^(S - 1). The spatial reduction of
+            the first stage needs that many rows and columns.
 
-    Source: HDMNet, hierarchical self-attention.
+    Example:
+        >>> [tuple(x.shape) for x in HierarchicalEncoder()(torch.rand(1, 64, 60, 60))]
+        [(1, 64, 60, 60), (1, 64, 30, 30), (1, 64, 15, 15)]
+
+    Source: HDMNet, section 3.2.
     """
 
     def __init__(

@@ -7,23 +7,40 @@ import torch
 from einops import rearrange
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from hdmnet._ops import nearest, upsample
-from hdmnet.attention import MatchingAttention, MixFFN, SupportTokens
+from hdmnet.nn import _fast
+from hdmnet.nn._resize import nearest, upsample
+from hdmnet.nn.attention import MatchingAttention, MixFFN, SupportTokens
 
 
 class MatchingStage(nn.Module):
     """One level of matching: cross-attention block, then fusion with the prior.
 
+    With the query tokens q, the support tokens s and their mask m:
+
+        out, C = MatchingAttention(LN(q), LN(s), m)
+        x = q + out
+        x = x + FFN(LN(x))
+        z = ReLU(BN(conv3×3([x, prior])))
+
     Args:
         dim: Channels C of the tokens.
         heads: Heads of the matching attention.
         prior_channels: Channels P of the prior.
-        shots: Number of shots the weights are trained with, see `MatchingAttention`.
+        shots: Number of shots that the weights are trained with, see `MatchingAttention`.
         dropout: Dropout probability in the block.
 
-    Source: HDMNet, cascade matching.
+    Attributes:
+        grad_checkpointing: Whether the backward pass computes the activations of the block again.
+
+    Example:
+        >>> query, support = torch.rand(1, 64, 9, 9), torch.rand(1, 5, 64, 9, 9)
+        >>> mask, prior = torch.ones(1, 5, 72, 72), torch.rand(1, 2, 9, 9)
+        >>> z, correlation = MatchingStage()(query, support, mask, prior)
+        >>> z.shape, correlation.shape
+        (torch.Size([1, 64, 9, 9]), torch.Size([1, 9, 9]))
+
+    Source: HDMNet, section 3.3.
     """
 
     def __init__(
@@ -59,42 +76,49 @@ class MatchingStage(nn.Module):
             prior: (B, P, H', W') prior maps, at any resolution.
 
         Returns:
-            The matched features (B, C, h, w) and the correlation map (B, h, w).
+            The matched features z (B, C, h, w) and the correlation map (B, h, w).
         """
         return self.match(query, self.encode(support, mask), prior, shots=support.shape[1])
 
     def encode(self, support: Tensor, mask: Tensor) -> SupportTokens:
-        """The part of `forward` that does not depend on the query."""
+        """Compute the part of `forward` that does not depend on the query."""
         mask = nearest(mask.to(support.dtype), support.shape[-2:])
         support = rearrange(support, "b k c h w -> (b k) c h w")
-        # One LayerNorm serves query and supports.
+        # The same LayerNorm serves query and supports.
         support = rearrange(self.norm1(support), "(b k) c h w -> b k c h w", k=mask.shape[1])
         return self.attention.encode(support, mask)
 
     def match(
         self, query: Tensor, support: SupportTokens, prior: Tensor, *, shots: int
     ) -> tuple[Tensor, Tensor]:
-        """`forward` against what `encode` returned for `shots` supports."""
-        if self.grad_checkpointing and self.training:
-            # Without `fuse`: recomputed, its BatchNorm would count every batch twice.
-            query, correlation = checkpoint(
-                self._transform, query, support, shots, use_reentrant=False
-            )
-        else:
-            query, correlation = self._transform(query, support, shots)
-        prior = upsample(prior, query.shape[-2:], align_corners=True)
-        return self.fuse(torch.cat([query, prior.to(query.dtype)], dim=1)), correlation
+        """Compute `forward` from the result of `encode` for `shots` supports."""
 
-    def _transform(
-        self, query: Tensor, support: SupportTokens, shots: int
-    ) -> tuple[Tensor, Tensor]:
-        attended, correlation = self.attention.match(self.norm1(query), support, shots=shots)
-        query = query + attended
-        return query + self.ffn(self.norm2(query)), correlation
+        def block(query: Tensor, support: SupportTokens) -> tuple[Tensor, Tensor]:
+            out, correlation = self.attention.match(self.norm1(query), support, shots=shots)
+            x = query + out
+            return x + self.ffn(self.norm2(x)), correlation
+
+        # `fuse` stays outside: computed again, its BatchNorm would count every batch twice.
+        again = self.grad_checkpointing and self.training
+        x, correlation = _fast.recompute(block, query, support, when=again)
+        prior = upsample(prior, x.shape[-2:], align_corners=True)
+        return self.fuse(torch.cat([x, prior.to(x.dtype)], dim=1)), correlation
+
+    def fuse_(self) -> None:
+        """Fold the norm behind the convolution in place, for inference."""
+        _fast.fold_norms(self.fuse)
 
 
 class CascadeMatching(nn.Module):
     """Matching stages from coarse to fine, each refining the last, then a pixel classifier.
+
+    With z_s of the `MatchingStage` of level s, from the coarsest level S - 1 to the finest level 0:
+
+        y_{S-1} = parse(z_{S-1})
+        y_s = up(y_{s+1}) + parse(z_s + up(y_{s+1}))
+        logits = conv1×1(BN(conv3×3(BN(conv1×1(y_0)))))
+
+    Each level has its own parse = ReLU(BN(conv1×1(BN(conv3×3(BN(conv1×1(·))))))).
 
     Args:
         dim: Channels C of the tokens.
@@ -102,10 +126,18 @@ class CascadeMatching(nn.Module):
         heads: Heads of the matching attention of every level.
         hidden_dim: Hidden channels of the parsing blocks and of the classifier.
         prior_channels: Channels P of the prior.
-        shots: Number of shots the weights are trained with, see `MatchingAttention`.
+        shots: Number of shots that the weights are trained with, see `MatchingAttention`.
         dropout: Dropout probability in the matching blocks.
 
-    Source: HDMNet, cascade matching.
+    Example:
+        >>> query = [torch.rand(1, 64, n, n) for n in (36, 18, 9)]
+        >>> support = [torch.rand(1, 5, 64, n, n) for n in (36, 18, 9)]
+        >>> mask, prior = torch.ones(1, 5, 288, 288), torch.rand(1, 2, 36, 36)
+        >>> logits, correlations = CascadeMatching()(query, support, mask, prior)
+        >>> logits.shape, [tuple(c.shape) for c in correlations]
+        (torch.Size([1, 2, 36, 36]), [(1, 9, 9), (1, 18, 18), (1, 36, 36)])
+
+    Source: HDMNet, section 3.3.
     """
 
     def __init__(
@@ -138,7 +170,7 @@ class CascadeMatching(nn.Module):
         """Segment the query.
 
         Args:
-            query: S maps (B, C, h_s, w_s), finest first, as `HierarchicalEncoder` gives them.
+            query: S maps (B, C, h_s, w_s), finest first, as `HierarchicalEncoder` returns them.
             support: S maps (B, K, C, h'_s, w'_s), finest first.
             mask: (B, K, H, W) support masks in {0, 1}, at full resolution.
             prior: (B, P, h, w) prior maps.
@@ -150,7 +182,7 @@ class CascadeMatching(nn.Module):
         return self.match(query, self.encode(support, mask), prior, shots=mask.shape[1])
 
     def encode(self, support: Sequence[Tensor], mask: Tensor) -> tuple[SupportTokens, ...]:
-        """The part of `forward` that does not depend on the query; one item per level."""
+        """Compute the part of `forward` that does not depend on the query, for each level."""
         pairs = zip(self.stages, support, strict=True)
         return tuple(cast(MatchingStage, stage).encode(level, mask) for stage, level in pairs)
 
@@ -162,7 +194,7 @@ class CascadeMatching(nn.Module):
         *,
         shots: int,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """`forward` against what `encode` returned for `shots` supports."""
+        """Compute `forward` from the result of `encode` for `shots` supports."""
         correlations = []
         y: Tensor | None = None
         for level in reversed(range(len(self.stages))):
@@ -175,6 +207,13 @@ class CascadeMatching(nn.Module):
                 y = y + self.parse[level](z + y)
             correlations.append(correlation)
         return self.classifier(y), tuple(correlations)
+
+    def fuse_(self) -> None:
+        """Fold the norms and collapse the bottlenecks in place, for inference."""
+        for part in (*self.parse, self.classifier):
+            _fast.fold_norms(part)
+        self.parse = nn.ModuleList(map(_fast.collapse, self.parse))
+        self.classifier = nn.Sequential(_fast.collapse(self.classifier))
 
 
 def _bottleneck(in_channels: int, hidden: int, out_channels: int) -> tuple[nn.Module, ...]:

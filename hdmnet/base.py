@@ -1,0 +1,364 @@
+"""What a network can do once it can encode supports and score queries."""
+
+import copy
+import hashlib
+import json
+import multiprocessing
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, ClassVar, Self, cast, overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from hdmnet import fusion
+from hdmnet.hub import HubMixin
+from hdmnet.images import ImageLike, load_image, load_mask
+from hdmnet.nn.backbone import FeaturePyramid
+from hdmnet.preprocess import resize_image, resize_label
+from hdmnet.segmentation import Segmentation
+from hdmnet.supports import SupportSet
+
+
+class FewShotModel(nn.Module, HubMixin, ABC):
+    """A network that segments in a query image what masked support images show.
+
+    A subclass sets `backbone` and `image_size` in its constructor, whose arguments are JSON values.
+    It implements `encode` and `scores`. It then has prediction on images, fused copies, freezing,
+    parameter groups, saving, loading and the Hub. `examples/own_network.py` shows one in full.
+
+    Attributes:
+        backbone: Features, and the mean and std that images are normalised with.
+        image_size: Height and width in pixels that `predict` resizes images to.
+        frozen_norm: Whether every BatchNorm stays in eval mode in training, as in the paper.
+        free_arguments: Names of constructor arguments that change no encoded support.
+    """
+
+    backbone: FeaturePyramid
+    image_size: int
+    frozen_norm: bool = True
+    free_arguments: ClassVar[tuple[str, ...]] = ("image_size",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._backbone_frozen = False
+        self._fused_fingerprint: str | None = None
+        self._hashed: tuple[list[tuple[int, int]], str] | None = None
+        self._process = os.getpid()
+        if _is_forked_worker():
+            torch.set_num_threads(1)
+
+    @abstractmethod
+    def encode(self, supports: Tensor, masks: Tensor) -> SupportSet:
+        """Encode the supports of B episodes.
+
+        Args:
+            supports: (B, K, 3, H, W) RGB, normalised with `backbone.mean` and `backbone.std`.
+            masks: (B, K, H, W): 1 = object, 255 = ignore, 0 = background.
+
+        Returns:
+            The encoded supports, without a fingerprint.
+        """
+
+    @abstractmethod
+    def scores(self, query: Tensor, supports: SupportSet) -> Tensor:
+        """Score the pixels of B queries.
+
+        Args:
+            query: (B, 3, H, W) RGB, normalised with `backbone.mean` and `backbone.std`.
+            supports: The result of `encode` or `encode_supports`, of B episodes or of one.
+
+        Returns:
+            (B, 2, H, W) scores, at least 0, background first.
+        """
+
+    # Prediction
+
+    def encode_supports(
+        self, supports: ImageLike | Sequence[ImageLike], masks: ImageLike | Sequence[ImageLike]
+    ) -> SupportSet:
+        """Encode one class once, for any number of `predict` calls.
+
+        Args:
+            supports: One image or a sequence of K images: file paths, PIL images, (H, W, 3) uint8
+                arrays, or (3, H, W) tensors, uint8 or in [0, 1].
+            masks: The mask of each support, of its size: bool, {0, 1}, {0, 255}, or {0, 1, 255}
+                where 255 is ignored.
+
+        Returns:
+            The encoded supports. They are for inference only: no gradient flows through them.
+
+        Raises:
+            TypeError: If something is not an image or a mask.
+            ValueError: If an image or mask cannot be read, or has wrong values or a wrong size.
+
+        Example:
+            >>> fish = model.encode_supports(["a.jpg", "b.jpg"], ["a.png", "b.png"])
+            >>> results = model.predict(["query_1.jpg", "query_2.jpg"], fish)
+        """
+        self._leave_parent()
+        images, mask_list = _as_list(supports), _as_list(masks)
+        if len(images) != len(mask_list) or not images:
+            raise ValueError(
+                f"got {len(images)} supports and {len(mask_list)} masks: expected at least one "
+                "support, and one mask for each"
+            )
+        tensors = [load_image(image) for image in images]
+        labels = [
+            load_mask(mask, (image.shape[-2], image.shape[-1]))
+            for mask, image in zip(mask_list, tensors, strict=True)
+        ]
+        size = (self.image_size, self.image_size)
+        batch = torch.stack([self._prepare(image) for image in tensors])
+        mask = torch.stack([resize_label(label, size) for label in labels]).to(batch.device)
+        with _evaluating(self):
+            encoded = self.encode(batch[None], mask[None])
+        return replace(encoded, fingerprint=self.fingerprint())
+
+    @overload
+    def predict(  # type: ignore[overload-overlap]  # a str is also a sequence of str
+        self,
+        query: ImageLike,
+        supports: ImageLike | Sequence[ImageLike] | SupportSet,
+        masks: ImageLike | Sequence[ImageLike] | None = None,
+    ) -> Segmentation: ...
+
+    @overload
+    def predict(
+        self,
+        query: Sequence[ImageLike],
+        supports: ImageLike | Sequence[ImageLike] | SupportSet,
+        masks: ImageLike | Sequence[ImageLike] | None = None,
+    ) -> list[Segmentation]: ...
+
+    def predict(
+        self,
+        query: ImageLike | Sequence[ImageLike],
+        supports: ImageLike | Sequence[ImageLike] | SupportSet,
+        masks: ImageLike | Sequence[ImageLike] | None = None,
+    ) -> Segmentation | list[Segmentation]:
+        """Segment one image, or a list of images, at their own sizes.
+
+        Images are resized to `image_size` × `image_size`, and the answer back to the query's size.
+
+        A model in eval mode, which is what `from_pretrained` returns, may predict in any number of
+        threads at once. A model in training mode is switched to eval mode and back: nobody else may
+        use it meanwhile.
+
+        Args:
+            query: One image, or a list of images for a list of results.
+            supports: As for `encode_supports`, or the result of `encode_supports`.
+            masks: As for `encode_supports`. Leave it out with encoded supports.
+
+        Returns:
+            The segmentation of the query, or a list of them.
+
+        Raises:
+            TypeError: If something is not an image or a mask.
+            ValueError: If an image or mask cannot be read, or has wrong values or a wrong size.
+
+        Example:
+            >>> result = model.predict("query.jpg", ["support.jpg"], ["support_mask.png"])
+            >>> result.overlay("query.jpg").save("overlay.png")
+        """
+        self._leave_parent()
+        if isinstance(supports, SupportSet):
+            if masks is not None:
+                raise ValueError("a SupportSet already holds its masks: leave masks out")
+            encoded = supports
+        elif masks is None:
+            raise ValueError("masks is missing: give one mask for each support")
+        else:
+            encoded = self.encode_supports(supports, masks)
+        if not isinstance(query, list | tuple):
+            return self._segment(cast(ImageLike, query), encoded)
+        return [self._segment(image, encoded) for image in query]
+
+    def _segment(self, query: ImageLike, supports: SupportSet) -> Segmentation:
+        image = load_image(query)
+        with _evaluating(self):
+            scores = self.scores(self._prepare(image)[None], supports)
+        return Segmentation.from_scores(scores, image.shape[-2:])
+
+    def _prepare(self, image: Tensor) -> Tensor:
+        """(3, H, W) in [0, 1] → (3, image_size, image_size), normalised, on the model's device."""
+        weight = next(self.parameters())
+        resized = resize_image(image.to(weight.device), (self.image_size, self.image_size))
+        return self.backbone.normalise(resized).to(weight.dtype)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments: `type(model)(**model.config)` has the same architecture."""
+        config = super().config
+        # These two may change on the model.
+        config |= {k: getattr(self, k) for k in ("image_size", "frozen_norm") if k in config}
+        # JSON makes lists of tuples.
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+
+    # Inference
+
+    def fused(self) -> Self:
+        """Make a faster copy with the same answers, for inference only.
+
+        Norms are folded into convolutions, and convolutions with nothing between them become one.
+        The copy shares no tensor with this model. It cannot be trained or saved.
+
+        Returns:
+            A model in eval mode. It accepts the encoded supports of this model, and the reverse.
+
+        Example:
+            >>> fast = model.fused()
+            >>> result = fast.predict("query.jpg", fish)
+        """
+        self._leave_parent()
+        if self.is_fused:
+            return copy.deepcopy(self)
+        fused = fusion.fused_copy(self)
+        fused._fused_fingerprint = self.fingerprint()
+        return fused
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether this is a `fused` copy."""
+        return self._fused_fingerprint is not None
+
+    def fingerprint(self) -> str:
+        """Return a short hash of architecture and weights, by which a model knows its supports.
+
+        A `fused` copy has the fingerprint of its original. Casting changes the fingerprint. Writing
+        through `Tensor.data` goes unnoticed.
+        """
+        if self._fused_fingerprint is not None:
+            return self._fused_fingerprint
+        tensors = [*self.parameters(), *self.buffers()]
+        # The hash is computed again only after a tensor was replaced or written to.
+        state = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+        if self._hashed is None or self._hashed[0] != state:
+            fixed = {k: v for k, v in self.config.items() if k not in self.free_arguments}
+            digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode())
+            for tensor in tensors:
+                flat = tensor.detach().cpu().contiguous().flatten()
+                digest.update(flat.view(torch.uint8).numpy().data)
+            self._hashed = state, digest.hexdigest()[:16]
+        return self._hashed[1]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickle: the model now belongs to this process."""
+        super().__setstate__(state)
+        self._process = os.getpid()
+
+    def _leave_parent(self) -> None:
+        """Compute with one thread in a forked process, as torch's own data loaders do.
+
+        The other threads of OpenMP do not survive a fork, and torch would wait for them forever.
+        """
+        if os.getpid() != self._process:
+            torch.set_num_threads(1)
+            self._process = os.getpid()
+
+    # Training
+
+    def pretrained_parts(self) -> list[nn.Module]:
+        """List the modules that `freeze_backbone` freezes."""
+        return [self.backbone]
+
+    def transformer_parts(self) -> list[nn.Module]:
+        """List the modules that `param_groups` trains at the learning rate of a transformer."""
+        return []
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training mode. Frozen parts and frozen norms stay in eval mode.
+
+        Raises:
+            RuntimeError: If the model is a `fused` copy and `mode` is true.
+        """
+        if mode and self.is_fused:
+            raise RuntimeError("a fused model has no norms to train: train the original")
+        super().train(mode)
+        if self.frozen_norm:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        if self._backbone_frozen:
+            for module in self.pretrained_parts():
+                module.eval()
+        return self
+
+    def freeze_backbone(self) -> Self:
+        """Freeze the backbone and the other `pretrained_parts`, as the paper does.
+
+        Example:
+            >>> model = HDMNet.from_pretrained("hdmnet-lite0").freeze_backbone().train()
+        """
+        self._backbone_frozen = True
+        for module in self.pretrained_parts():
+            # Channels last saves a CPU one eighth of the time, and is the format of cuDNN.
+            module.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+        return self
+
+    def param_groups(self, lr: float, *, head_multiplier: float = 10.0) -> list[dict[str, Any]]:
+        """Group the trainable parameters for an optimiser.
+
+        The `transformer_parts` and the `pretrained_parts` learn at `lr`, the rest at
+        `lr * head_multiplier`.
+
+        Args:
+            lr: Learning rate of the transformer. The paper uses 1e-4, with AdamW and weight decay
+                0.01.
+            head_multiplier: Factor of the other parts' learning rate.
+
+        Returns:
+            Dicts of `params`, `lr` and `name` ("transformer", "backbone", "head"). None is empty.
+
+        Example:
+            >>> optimiser = torch.optim.AdamW(model.param_groups(1e-4), weight_decay=0.01)
+        """
+        transformer = _trainable(self.transformer_parts())
+        backbone = _trainable(self.pretrained_parts())
+        taken = {id(p) for p in (*transformer, *backbone)}
+        head = [p for p in _trainable([self]) if id(p) not in taken]
+        groups = (
+            {"params": transformer, "lr": lr, "name": "transformer"},
+            {"params": backbone, "lr": lr, "name": "backbone"},
+            {"params": head, "lr": lr * head_multiplier, "name": "head"},
+        )
+        return [group for group in groups if group["params"]]
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Compute in eval mode without gradients. Afterwards, every module has its own mode again."""
+    training = [module for module in model.modules() if module.training]
+    if training:
+        model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _is_forked_worker() -> bool:
+    """Whether `multiprocessing` made this process by a fork."""
+    if multiprocessing.parent_process() is None:
+        return False
+    if "fork" not in multiprocessing.get_all_start_methods():
+        return False
+    worker = multiprocessing.current_process()
+    if isinstance(worker, multiprocessing.get_context("fork").Process):
+        return True
+    is_default = type(worker) is multiprocessing.Process
+    return is_default and multiprocessing.get_start_method() == "fork"
+
+
+def _as_list(value: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
+    return list(value) if isinstance(value, list | tuple) else [cast(ImageLike, value)]
+
+
+def _trainable(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+    return [p for module in modules for p in module.parameters() if p.requires_grad]

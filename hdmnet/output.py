@@ -1,0 +1,20 @@
+"""What `HDMNet.forward` returns."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class HDMNetOutput(NamedTuple):
+    """Scores, correlation maps and priors of B queries of H × W whose feature grid is h × w."""
+
+    final: Tensor
+    """(B, 2, H, W) merged scores, background first. They are no logits: their argmax decides."""
+    meta: Tensor
+    """(B, 2, H, W) logits of the matching network."""
+    base: Tensor | None
+    """(B, 1 + base_classes, H, W) logits of the base learner. None when base_classes is 0."""
+    correlations: tuple[Tensor, ...]
+    """(B, h_s, w_s) per stage, coarsest first, in [-10, 10]."""
+    prior: Tensor
+    """(B, 2, h, w) cosines in [-1, 1], of f5 (of f3 without base learner) and of f4."""
