@@ -248,7 +248,7 @@ class FewShotModel(nn.Module, HubMixin, ABC):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickle: the model now belongs to this process."""
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._process = os.getpid()
 
     def _leave_parent(self) -> None:

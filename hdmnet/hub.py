@@ -225,7 +225,7 @@ class HubMixin(PyTorchModelHubMixin):
     @property
     def config(self) -> dict[str, Any]:
         """The constructor's arguments: `type(model)(**model.config)` has the same architecture."""
-        config: dict[str, Any] = dict(self._hub_mixin_config or {})
+        config = dict(cast(dict[str, Any], self._hub_mixin_config or {}))
         config.pop("pretrained_backbone", None)  # a reload must not download a backbone
         return config
 

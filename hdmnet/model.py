@@ -22,12 +22,9 @@ from hdmnet.nn.style import gram_distance, gram_matrix
 from hdmnet.output import HDMNetOutput
 from hdmnet.supports import SupportSet
 
-REDUCED_DIM = 256
-"""Channels of the reduced features q and s."""
-PSP_DIM = 512
-"""Channels of f5."""
-PRIOR_SCALE = 10.0
-"""Factor of the prior in the query tokens."""
+REDUCED_DIM = 256  # channels of the reduced features q and s
+PSP_DIM = 512  # channels of f5
+PRIOR_SCALE = 10.0  # factor of the prior in the query tokens
 SHOTS = "(b k) c h w -> b k c h w"
 
 Features = tuple[Tensor, Tensor, Tensor]
@@ -171,15 +168,14 @@ class HDMNet(FewShotModel):
         if self._computes_at_once():
             features = self.backbone(rearrange(masked, "b k c h w -> (b k) c h w"))
             return self.encode_features(features, masks)
-        # One shot at a time: memory grows little with K, because the backward pass computes again
-        # what lies between the features and the tokens.
-        first, *others = (
-            _fast.recompute(
-                self.encode_features, self.backbone(image), mask, when=supports.shape[1] > 1
-            )
-            for image, mask in zip(masked.unbind(dim=1), masks.split(1, dim=1), strict=True)
-        )
-        return first.merge(*others)
+        # One shot at a time, and computed again in the backward pass: memory grows little with K.
+        again = supports.shape[1] > 1 and torch.is_grad_enabled()
+        sets = []
+        for image, mask in zip(masked.unbind(dim=1), masks.split(1, dim=1), strict=True):
+            arguments = self.backbone(image), mask
+            encode = self.encode_features
+            sets.append(_fast.recompute(encode, *arguments) if again else encode(*arguments))
+        return sets[0].merge(*sets[1:])
 
     def encode_features(self, features: Features, masks: Tensor) -> SupportSet:
         """Do the work of `encode` on given features, for example those of a frozen backbone.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from hdmnet.nn._resize import nearest, upsample, widen_small
+from hdmnet.nn._resize import nearest, widen_small
 
 IGNORE = 255
 """The label of pixels that take part in nothing: no loss, no score, no support."""
@@ -31,4 +31,4 @@ def resize_label(label: Tensor, size: Sequence[int]) -> Tensor:
 
 def resize_scores(scores: Tensor, size: Sequence[int]) -> Tensor:
     """Resize scores (B, C, h, w) bilinearly to the query's own `size` = (H, W)."""
-    return upsample(scores, size, align_corners=False)
+    return F.interpolate(scores, tuple(size), mode="bilinear")

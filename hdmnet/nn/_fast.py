@@ -33,14 +33,12 @@ POSITIONS = 2048
 # Memory
 
 
-def recompute(function: Callable[..., T], *inputs: object, when: bool) -> T:
-    """Compute `function(*inputs)`, and if `when` is true, keep no activations for the gradient.
+def recompute(function: Callable[..., T], *inputs: object) -> T:
+    """Keep no activations of a function: the backward pass computes them again.
 
-    Equals: function(*inputs). The backward pass computes the activations again.
+    Equals: function(*inputs).
     """
-    if when and torch.is_grad_enabled():
-        return cast(T, checkpoint(function, *inputs, use_reentrant=False))
-    return function(*inputs)
+    return checkpoint(function, *inputs, use_reentrant=False)
 
 
 # What a mask leaves to compute
@@ -201,8 +199,9 @@ def inner_products(x: Tensor, vectors: Tensor) -> Tensor:
     """
     if x.device.type != "cpu":
         return x.flatten(2).mT @ vectors.mT
-    pairs = zip(x.split(1), vectors, strict=True)
-    products = [F.conv2d(one, v[..., None, None]) for one, v in pairs]
+    products = []
+    for one, v in zip(x.split(1), vectors, strict=True):
+        products.append(F.conv2d(one, v[..., None, None]))
     # torch.cat of a single tensor would copy it.
     return (products[0] if len(products) == 1 else torch.cat(products)).flatten(2).mT
 
@@ -236,32 +235,39 @@ def pyramid_convolution(
     around = x[..., top : window.bottom + 1, left : window.right + 1]
     y = F.conv2d(around, own, padding=1)
     y = y[..., window.top - top : window.bottom - top, window.left - left : window.right - left]
+    dtype = torch.promote_types(y.dtype, torch.float32)
+    rows = _taps([cell.shape[-2] for cell in cells], x.shape[-2], x.device, dtype)
+    columns = _taps([cell.shape[-1] for cell in cells], x.shape[-1], x.device, dtype)
+    products = []
     with no_autocast(x):  # few products, and their rounding errors would add up
-        products, rows = [], []
-        for one, kernel in zip(cells, pooled.chunk(len(cells), dim=1), strict=True):
-            one, kernel = upcast(one), upcast(kernel)
+        for cell, kernel, column in zip(
+            cells, pooled.chunk(len(cells), dim=1), columns, strict=True
+        ):
             # In this order no kernel in channels-last format is copied.
-            taps = rearrange(kernel, "o c i j -> (o i j) c") @ one.flatten(2)
-            height, width = one.shape[-2:]
+            kernel = rearrange(kernel.to(dtype), "o c i j -> (o i j) c")
+            taps = kernel @ cell.to(dtype).flatten(2)
             order = "b (o i j) (y x) -> b (y i) (x j) o"
-            taps = rearrange(taps, order, i=3, j=3, y=height, x=width)
-            columns = _taps(one, width, x.shape[-1])[window.left : window.right]
-            products.append(columns @ taps)
-            rows.append(_taps(one, height, x.shape[-2])[window.top : window.bottom])
-        rest = torch.cat(rows, dim=1) @ torch.cat(products, dim=1).transpose(1, 2)
-        rest = rearrange(rest, "b w h o -> b o h w")
+            taps = rearrange(taps, order, i=3, j=3, x=cell.shape[-1])
+            products.append(column[window.left : window.right] @ taps)
+        row = torch.cat(rows, dim=1)[window.top : window.bottom]
+        rest = rearrange(row @ torch.cat(products, dim=1).transpose(1, 2), "b w h o -> b o h w")
         if bias is not None:
             rest = rest + bias[:, None, None]
     return y + rest.to(y.dtype)
 
 
-def _taps(like: Tensor, cells: int, length: int) -> Tensor:
-    """Return the weight of each cell in each tap of each output position, (length, cells · 3)."""
-    eye = torch.eye(cells, dtype=like.dtype, device=like.device)[None]
-    weights = F.interpolate(eye, size=length, mode="linear", align_corners=True)[0]
-    padded = F.pad(weights, (1, 1))
-    taps = torch.stack([padded[:, tap : tap + length] for tap in range(3)])
-    return rearrange(taps, "taps cells at -> at (cells taps)")
+def _taps(
+    cells: Sequence[int], length: int, device: torch.device, dtype: torch.dtype
+) -> list[Tensor]:
+    """Return the weights of cells in the taps of output positions, (length, cells · 3) each."""
+    taps = []
+    for count in cells:
+        eye = torch.eye(count, dtype=dtype, device=device)[None]
+        weights = F.interpolate(eye, size=length, mode="linear", align_corners=True)[0]
+        padded = F.pad(weights, (1, 1))
+        shifted = torch.stack([padded[:, tap : tap + length] for tap in range(3)])
+        taps.append(rearrange(shifted, "taps cells at -> at (cells taps)"))
+    return taps
 
 
 # Folding for inference

@@ -97,7 +97,8 @@ class SelfAttentionStage(nn.Module):
         """(B, in_channels, h, w) → (B, dim, ⌈h / stride⌉, ⌈w / stride⌉)."""
         x = self.patch_embed(x)
         for block in self.blocks:
-            x = _fast.recompute(block, x, when=self.grad_checkpointing and self.training)
+            again = self.grad_checkpointing and self.training
+            x = _fast.recompute(block, x) if again else block(x)
         return self.norm(x)
 
 

@@ -92,17 +92,18 @@ class MatchingStage(nn.Module):
         self, query: Tensor, support: SupportTokens, prior: Tensor, *, shots: int
     ) -> tuple[Tensor, Tensor]:
         """Compute `forward` from the result of `encode` for `shots` supports."""
-
-        def block(query: Tensor, support: SupportTokens) -> tuple[Tensor, Tensor]:
-            out, correlation = self.attention.match(self.norm1(query), support, shots=shots)
-            x = query + out
-            return x + self.ffn(self.norm2(x)), correlation
-
-        # `fuse` stays outside: computed again, its BatchNorm would count every batch twice.
-        again = self.grad_checkpointing and self.training
-        x, correlation = _fast.recompute(block, query, support, when=again)
+        if self.grad_checkpointing and self.training:
+            # Without `fuse`: computed again, its BatchNorm would count every batch twice.
+            x, correlation = _fast.recompute(self._block, query, support, shots)
+        else:
+            x, correlation = self._block(query, support, shots)
         prior = upsample(prior, x.shape[-2:], align_corners=True)
         return self.fuse(torch.cat([x, prior.to(x.dtype)], dim=1)), correlation
+
+    def _block(self, query: Tensor, support: SupportTokens, shots: int) -> tuple[Tensor, Tensor]:
+        out, correlation = self.attention.match(self.norm1(query), support, shots=shots)
+        x = query + out
+        return x + self.ffn(self.norm2(x)), correlation
 
     def fuse_(self) -> None:
         """Fold the norm behind the convolution in place, for inference."""
