@@ -1,4 +1,4 @@
-"""What several test files share."""
+"""Fixtures and helpers that several test files use."""
 
 import sys
 import zlib
@@ -17,14 +17,14 @@ REFERENCE = Path(__file__).parent / "reference"
 
 @pytest.fixture(scope="session")
 def reference() -> Iterator[Path]:
-    """Folder of the reference cases, with its module `synthetic` on the path."""
+    """Folder of the reference cases. Tests can import its module `synthetic`."""
     sys.path.insert(0, str(REFERENCE))
     yield REFERENCE
     sys.path.remove(str(REFERENCE))
 
 
 def fill(model: nn.Module) -> None:
-    """Set every tensor from its own name: the same on any version of torch."""
+    """Fill each tensor from its name, so that values do not depend on the version of torch."""
     for key, value in model.state_dict().items():
         if value.dtype == torch.long:
             continue
@@ -42,7 +42,7 @@ def fill(model: nn.Module) -> None:
 
 
 def make(**options: object) -> HDMNet:
-    """A small model in eval mode, with weights that depend on their names only."""
+    """Make a small model in eval mode, with the weights of `fill`."""
     options = {"backbone": "resnet18", "base_classes": 3, "image_size": 64} | options
     model = HDMNet(**options)
     fill(model)
@@ -56,7 +56,7 @@ def _seed() -> None:
 
 @pytest.fixture(scope="session")
 def model() -> HDMNet:
-    """A small one-shot model; tests leave it as it is."""
+    """A small one-shot model, shared by all tests: do not change it."""
     return make()
 
 
@@ -69,7 +69,11 @@ def fresh() -> HDMNet:
 def episode(
     batch: int = 1, shots: int = 1, size: tuple[int, int] = (64, 64), seed: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Smooth random images, and masks of one rectangle with an ignored border each."""
+    """Draw smooth random images, and masks of one rectangle with an ignored border.
+
+    Returns:
+        Query (B, 3, H, W), supports (B, K, 3, H, W) and masks (B, K, H, W).
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def images(*shape: int) -> Tensor:
@@ -88,7 +92,7 @@ def episode(
 
 
 def assert_same(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
-    """Equal within `tolerance` of the largest magnitude."""
+    """Check that max |actual - expected| ≤ tolerance · max |expected|."""
     assert actual.shape == expected.shape
     scale = expected.abs().max().clamp(min=1e-12)
     error = ((actual - expected).abs().max() / scale).item()
@@ -96,7 +100,7 @@ def assert_same(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> No
 
 
 def tensors(output: HDMNetOutput) -> list[Tensor]:
-    """All tensors of an output."""
+    """List all tensors of an output."""
     flat = [output.final, output.meta, output.prior, *output.correlations]
     return flat if output.base is None else [*flat, output.base]
 
@@ -104,6 +108,6 @@ def tensors(output: HDMNetOutput) -> list[Tensor]:
 def assert_same_output(
     actual: HDMNetOutput, expected: HDMNetOutput, tolerance: float = 1e-5
 ) -> None:
-    """`assert_same` of every tensor."""
+    """Call `assert_same` for every tensor of two outputs."""
     for a, e in zip(tensors(actual), tensors(expected), strict=True):
         assert_same(a, e, tolerance)

@@ -1,4 +1,4 @@
-"""A server on loopback that speaks as much of the Hub's protocol as models take."""
+"""A local server with the part of the Hub's protocol that models use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RESOLVE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<fi
 
 @dataclass
 class Repo:
-    """One repository: its commits' files, and the names of commits."""
+    """A repository: the files of each commit, and the branches and tags."""
 
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
@@ -27,7 +27,7 @@ class Repo:
     token: str | None = None
 
     def commit(self, files: dict[str, bytes], *refs: str) -> str:
-        """Add a commit, and let `main` and other names point to it."""
+        """Add a commit, and point `main` and `refs` to it."""
         name = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
         self.commits[name] = files
         self.refs |= dict.fromkeys(("main", *refs), name)
@@ -35,7 +35,7 @@ class Repo:
 
 
 class HubServer(ThreadingHTTPServer):
-    """The server; used as a context manager."""
+    """The server. Use it as a context manager."""
 
     daemon_threads = True
 
@@ -43,20 +43,20 @@ class HubServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repos: dict[str, Repo] = {}
         self.objects: dict[str, bytes] = {}
-        """Large files by their sha256."""
+        """Uploaded large files, by their sha256."""
         self.messages: list[str] = []
-        """Of commits."""
+        """Messages of all commits."""
         self.user = "someone"
         self.log: list[tuple[str, str, int, int]] = []
-        """Method, path, status and bytes of the body that were sent."""
+        """Method, path, status and number of body bytes of each answer."""
         self.failures: list[int] = []
-        """Statuses of the next answers."""
+        """Error statuses of the next answers, in order."""
         self.cut_after: list[int] = []
-        """Bytes after which the next bodies break off."""
+        """Numbers of bytes after which the next bodies are cut off, in order."""
 
     @property
     def url(self) -> str:
-        """For HF_ENDPOINT."""
+        """Address of the server, for HF_ENDPOINT."""
         return f"http://127.0.0.1:{self.server_port}"
 
     def __enter__(self) -> Self:
@@ -68,26 +68,26 @@ class HubServer(ThreadingHTTPServer):
         self.server_close()
 
     def bodies(self, file: str) -> list[int]:
-        """The bytes of each body that was sent of a file."""
+        """List the number of bytes of each answer to a request for a file."""
         return [sent for method, path, _, sent in self.log if method == "GET" and file in path]
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers HEAD and GET of …/resolve/…, and what an upload of a folder asks for."""
+    """Answers HEAD and GET of …/resolve/…, and the requests of an upload."""
 
     server: HubServer
     protocol_version = "HTTP/1.1"
 
     def do_HEAD(self) -> None:
-        """The metadata of a file."""
+        """Send the metadata of a file."""
         self._answer(with_body=False)
 
     def do_GET(self) -> None:
-        """A file, or the part of it that Range names."""
+        """Send a file, or the part of it that the Range header names."""
         self._answer(with_body=True)
 
     def do_POST(self) -> None:
-        """One step of an upload."""
+        """Do one step of an upload."""
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.headers.get("Authorization") != "Bearer hf_write":
             self._refuse(401)
@@ -109,7 +109,7 @@ class Handler(BaseHTTPRequestHandler):
             self._refuse(404)
 
     def do_PUT(self) -> None:
-        """A large file."""
+        """Store a large file."""
         content = self.rfile.read(int(self.headers["Content-Length"]))
         name = self.path.removeprefix("/objects/")
         if hashlib.sha256(content).hexdigest() != name:
@@ -146,7 +146,7 @@ class Handler(BaseHTTPRequestHandler):
         self._note(200, len(body))
 
     def log_message(self, *_: object) -> None:
-        """Nothing on stderr."""
+        """Print nothing."""
 
     def _answer(self, *, with_body: bool) -> None:
         if self.server.failures:
@@ -161,7 +161,7 @@ class Handler(BaseHTTPRequestHandler):
             repo.token is None or self.headers.get("Authorization") == f"Bearer {repo.token}"
         )
         if repo is None or (not allowed and not repo.gated):
-            self._refuse(401, "RepoNotFound")  # as the Hub does, which does not tell which
+            self._refuse(401, "RepoNotFound")  # like the Hub: private and missing look the same
             return
         if not allowed:
             self._refuse(401, "GatedRepo")

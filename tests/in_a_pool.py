@@ -1,4 +1,4 @@
-"""Predict in worker processes, made by the method that the command line names."""
+"""Predict in worker processes. The command line names their start method."""
 
 import sys
 from multiprocessing import get_context
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def work(_: int) -> Tensor:
-    """One prediction."""
+    """Make one prediction."""
     size = (400, 500)  # large enough for several threads
     return MODEL.predict(photograph(size), photograph(), pixels(1, 1, 1)).probability
 
@@ -20,4 +20,4 @@ if __name__ == "__main__":
     with get_context(sys.argv[1]).Pool(2) as pool:
         answers = pool.map(work, range(4))
     assert all((answer - alone).abs().max() < 1e-6 for answer in answers)
-    print("works: the answers of the parent")
+    print("works: the same answers as in the parent")

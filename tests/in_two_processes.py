@@ -1,4 +1,4 @@
-"""Under torchrun: gradients of DistributedDataParallel against those of one process."""
+"""Compare gradients of DistributedDataParallel with those of one process. Torchrun starts it."""
 
 import torch
 import torch.distributed as dist
@@ -12,7 +12,7 @@ from hdmnet import EpisodeLoss
 def compare(**options: int) -> None:
     model = make(dropout=0.0, feature_dropout=0.0, **options).freeze_backbone().train()
     query, supports, masks = episode(batch=4, shots=options.get("shots", 1))
-    # A loss is a mean over what is not ignored: halves of a batch weigh alike if it is as many.
+    # Without ignored pixels, both halves of the batch have the same weight in the mean loss.
     target = (masks[:, 0] == 1).long()
     base_class = torch.tensor([0, 2, 1, 0]) if model.ensemble else None
 

@@ -1,4 +1,4 @@
-"""Save a model where a file can grow to 100 kB only; what was there before must stay."""
+"""Save while no file may exceed 1000 bytes, as on a full disk: the old files must not change."""
 
 import resource
 import signal
@@ -30,4 +30,4 @@ if __name__ == "__main__":
     after = [path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()]
     assert before == after
     assert {path.name for path in (folder / "model").iterdir()} == FILES
-    print(f"{', '.join(errors)}: the old files are as they were")
+    print(f"{', '.join(errors)}: the old files are unchanged")

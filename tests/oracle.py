@@ -1,4 +1,4 @@
-"""The plain formulation of every computation, one position at a time: slow, and easy to check."""
+"""The plain formulation of every computation, one position at a time: slow, but easy to check."""
 
 import math
 
@@ -10,7 +10,7 @@ from hdmnet import MatchingAttention, PyramidPooling, ShotWeighting
 
 
 def masked_average_pool(features: Tensor, mask: Tensor) -> Tensor:
-    """Σ s·m / (Σ m + 5e-4), one shot of one episode at a time."""
+    """Compute Σ s·m / (Σ m + 5e-4), one shot of one episode at a time."""
     out = torch.zeros(features.shape[:3])
     for b in range(features.shape[0]):
         for k in range(features.shape[1]):
@@ -23,7 +23,7 @@ def masked_average_pool(features: Tensor, mask: Tensor) -> Tensor:
 
 
 def cosine_prior(query: Tensor, support: Tensor, mask: Tensor) -> Tensor:
-    """The best cosine over all N support positions, masked ones included as zeros."""
+    """Compute the largest cosine over all N support positions. Background positions are zeros."""
     batch, _, h, w = query.shape
     out = torch.zeros(batch, support.shape[1], h, w)
     for b in range(batch):
@@ -40,7 +40,7 @@ def cosine_prior(query: Tensor, support: Tensor, mask: Tensor) -> Tensor:
 def matching_attention(
     module: MatchingAttention, query: Tensor, support: Tensor, mask: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Softmax over query positions for each support position; all N × N scores are formed."""
+    """Compute all N × N scores. The softmax of each support position is over query positions."""
     batch, channels, h, w = query.shape
     shots = support.shape[1]
     d = channels // module.heads
@@ -64,7 +64,7 @@ def matching_attention(
 
 
 def gram_distance(query: Tensor, support: Tensor) -> Tensor:
-    """Feature maps (B, C, h, w) and (B, K, C, h, w) → (B, K), channel pair by channel pair."""
+    """Compare features (B, C, h, w) and (B, K, C, h, w), one pair of channels at a time: (B, K)."""
     batch, shots, channels = support.shape[:3]
 
     def gram(f: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ def gram_distance(query: Tensor, support: Tensor) -> Tensor:
 
 
 def shot_weighting(module: ShotWeighting, distances: Tensor) -> Tensor:
-    """Weights in the sorted order times distances in their own."""
+    """Compute the weights from sorted distances, but multiply them with unsorted distances."""
     out = []
     for row in distances:
         ordered = torch.tensor(sorted(row.tolist()))
@@ -97,7 +97,7 @@ def shot_weighting(module: ShotWeighting, distances: Tensor) -> Tensor:
 
 
 def distillation(correlations: list[Tensor], target: Tensor) -> Tensor:
-    """KL divergences, one episode at a time."""
+    """Compute the mean of the KL divergences, one episode at a time."""
     teacher = torch.full(target.shape, -1e9, dtype=correlations[0].dtype)
     teacher[target == 1] = 1
     total = torch.zeros((), dtype=correlations[0].dtype)
@@ -114,7 +114,7 @@ def distillation(correlations: list[Tensor], target: Tensor) -> Tensor:
 
 
 def pyramid_pooling(module: PyramidPooling, x: Tensor) -> Tensor:
-    """Every pooled channel at every position, then the convolution over all of them."""
+    """Upsample every pooled channel to the whole grid, then convolve all channels."""
     pooled = [
         F.interpolate(branch(x), x.shape[-2:], mode="bilinear", align_corners=True)
         for branch in module.branches

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from hdmnet import FeaturePyramid
 
-# name → stride of the grid, smallest image for four cells, channels
+# name: (stride of the grid, smallest image side that gives four cells, channels)
 BACKBONES = {
     "resnet50": (8, 25, (512, 1024, 2048)),
     "vgg16": (16, 49, (256, 512, 512)),
@@ -110,6 +110,6 @@ def test_transformers_of_any_size() -> None:
         ("tnt_s_patch16_224", "takes images of one size only"),
     ],
 )
-def test_unfit(name: str, message: str) -> None:
+def test_unsuitable(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FeaturePyramid(name).smallest_size(4)

@@ -1,4 +1,4 @@
-"""Each building block alone, on plain tensors, against its plain formulation."""
+"""Each building block against its plain formulation in `oracle.py`."""
 
 import oracle
 import pytest
@@ -35,7 +35,7 @@ def _seed() -> None:
 
 
 def mask(*shape: int) -> torch.Tensor:
-    """A block of ones in the middle of zeros."""
+    """Make a mask of zeros with a block of ones in the middle."""
     out = torch.zeros(*shape)
     h, w = shape[-2:]
     out[..., h // 4 : 3 * h // 4, w // 3 : w - 1] = 1
@@ -64,7 +64,7 @@ class TestPriors:
         self, monkeypatch: pytest.MonkeyPatch, name: str, shift: float, positions: int
     ) -> None:
         monkeypatch.setattr(_fast, "POSITIONS", positions)
-        # With the shift, all cosines are negative: only background keeps the maximum at 0.
+        # With the shift all cosines are negative, so the maximum is 0 if the mask has background.
         query, support = torch.rand(2, 4, 5, 6) + 0.5, torch.rand(2, 3, 4, 5, 6) + shift
         got = cosine_prior(query, support, MASKS[name])
         assert_same(got, oracle.cosine_prior(query, support, MASKS[name]))
@@ -176,14 +176,14 @@ class TestDistillation:
         alone = maps[1].grad.clone()
         maps[1].grad = None
         CorrelationDistillation()([maps[1]], target).backward()
-        # As a teacher of the next stage it gets no gradient: only as the student of the label.
+        # The map gets a gradient as the student of the label, but none as the next teacher.
         assert_same(alone, maps[1].grad / 2)
 
     def test_gradcheck(self) -> None:
         maps = [m.requires_grad_() for m in self.maps(torch.float64)]
         target = torch.zeros(2, 24, 28)
         target[:, 5:15, 6:20] = 1
-        # Finite differences would also move the teachers: check each stage as the student alone.
+        # Finite differences would also change the teachers, so only one map varies at a time.
         for i in range(3):
             frozen = [m.detach() for m in maps]
 
@@ -219,14 +219,15 @@ class TestMatchingAttention:
         module = MatchingAttention(64, 2).eval()
         query, support = torch.randn(1, 64, 8, 8), torch.randn(1, 1, 64, 8, 8)
         m = mask(1, 1, 8, 8)
-        # Exactly representable weights and inputs: what is left is what the guard is for.
+        # bfloat16 can represent these weights and inputs, so only the computation adds errors.
         module.bfloat16().float()
         query, support = query.bfloat16().float(), support.bfloat16().float()
         exact = module(query, support, m)[1]
         with torch.autocast("cpu", torch.bfloat16):
             guarded = module(query, support, m)[1]
         assert guarded.dtype == torch.float32
-        assert_same(guarded, exact, 0.004)  # of the projections; twice as much without the guard
+        # The projections are rounded. Without the guard, the error would be twice as large.
+        assert_same(guarded, exact, 0.004)
 
     def test_heads_must_divide(self) -> None:
         with pytest.raises(ValueError, match="dim=10 and heads=4"):
@@ -236,7 +237,7 @@ class TestMatchingAttention:
 class TestSpatialReductionAttention:
     def test_formula(self) -> None:
         module = SpatialReductionAttention(8, 2, reduction=2).eval()
-        x = torch.randn(2, 8, 5, 7)  # odd: a row and a column are dropped from keys and values
+        x = torch.randn(2, 8, 5, 7)  # odd sizes: keys and values lose the last row and column
         reduced = module.reduce(x).flatten(2).mT
         assert reduced.shape == (2, 6, 8)
         q, k, v = module.query(x.flatten(2).mT), module.key(reduced), module.value(reduced)
@@ -311,7 +312,7 @@ class TestShapes:
     def test_pyramid_pooling(self) -> None:
         out = PyramidPooling(8, 6).eval()(torch.randn(2, 8, 7, 9))
         assert out.shape == (2, 6, 7, 9)
-        assert out.min() < 0  # no ReLU: that is the base learner's
+        assert out.min() < 0  # no ReLU at the end: the base learner has it
 
     def test_base_learner(self) -> None:
         assert BaseLearner(6, 3)(torch.randn(2, 6, 7, 9)).shape == (2, 4, 7, 9)

@@ -28,7 +28,7 @@ def test_finds_the_support_in_its_own_photograph(lite0: HDMNet, name: str) -> No
 
 @pytest.mark.parametrize(
     ("query", "inside", "outside"),
-    [  # (x, y) as shares of width and height: on the object, and off it
+    [  # (x, y) as fractions of width and height: points on the object, and outside of it
         ("fish/query_1", [(0.2, 0.4), (0.7, 0.6)], [(0.1, 0.1), (0.9, 0.2), (0.5, 0.95)]),
         ("fish/query_2", [(0.6, 0.5), (0.85, 0.75)], [(0.9, 0.1), (0.1, 0.9)]),
         ("rocket/query_1", [(0.47, 0.5)], [(0.1, 0.5), (0.9, 0.2), (0.7, 0.9)]),

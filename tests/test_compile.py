@@ -1,4 +1,4 @@
-"""One graph, for any batch, height and width."""
+"""Compiled and exported graphs serve any batch size, height and width."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from conftest import assert_same, assert_same_output, episode, make
 from torch.export import Dim, export
 
 pytestmark = pytest.mark.skipif(
-    torch.__version__ < (2, 14), reason="the compiler of older torch does not leave sizes free"
+    torch.__version__ < (2, 14), reason="older torch cannot compile for all sizes"
 )
 
 
@@ -15,11 +15,12 @@ def _reset() -> None:
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 def test_one_graph_for_all_sizes() -> None:
     model = make(shots=3)
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
     with torch.no_grad():
-        # Numbers that are equal here would be taken to be equal everywhere.
+        # These sizes differ, because the compiler assumes that equal sizes are always equal.
         inputs = episode(2, 3, (64, 72))
         assert_same_output(compiled(*inputs), model(*inputs))
         inputs = episode(4, 3, (88, 80))
@@ -27,11 +28,12 @@ def test_one_graph_for_all_sizes() -> None:
             assert_same_output(compiled(*inputs), model(*inputs))
 
 
+@pytest.mark.slow
 def test_queries_against_an_encoded_set() -> None:
     model = make().fused()
     compiled = torch.compile(model.scores, fullgraph=True, dynamic=True, backend="eager")
     with torch.no_grad():
-        # Another number of shots is compiled once more; so are smaller sizes, by torch itself.
+        # Another number of shots needs a new graph. Torch also recompiles for smaller sizes.
         for shots, size, stance in (
             (2, (72, 80), "default"),
             (2, (88, 96), "fail_on_recompile"),
@@ -44,8 +46,9 @@ def test_queries_against_an_encoded_set() -> None:
                 assert_same(compiled(query, encoded), expected)
 
 
+@pytest.mark.slow
 def test_the_default_backend() -> None:
-    # It writes and compiles C++, which takes a minute: one small model of one size is enough.
+    # Compiling the C++ code takes a minute, so this tests one small model at one size.
     model = make(base_classes=0, heads=(2,))
     compiled = torch.compile(model, fullgraph=True)
     inputs = episode(2, 2)
@@ -53,10 +56,10 @@ def test_the_default_backend() -> None:
         assert_same_output(compiled(*inputs), model(*inputs))
 
 
-@pytest.mark.parametrize("base_classes", [0, 3])
+@pytest.mark.parametrize("base_classes", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_export_with_dynamic_sizes(base_classes: int) -> None:
     model = make(base_classes=base_classes)
-    # Below 64 the coarsest key grid has a single row, which the exporter makes a case of its own.
+    # Below 64 pixels the coarsest key grid has one row, a special case for the exporter.
     batch, height, width = Dim("batch", max=64), Dim("height", min=64), Dim("width", min=64)
     program = export(
         model,

@@ -1,4 +1,4 @@
-"""The authors' key layouts, from their names and shapes."""
+"""Conversion of all released variants, from the names and shapes of their keys."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hdmnet import HDMNet, convert
 
-LAYOUTS = {
+LAYOUTS = {  # name: backbone, base classes, shots, shot_hidden_dim, image_size
     "resnet50_coco_1shot": ("resnet50", 60, 1, 2, 633),
     "resnet50_pascal_1shot": ("resnet50", 15, 1, 2, 473),
     "resnet50_coco_5shot": ("resnet50", 60, 5, 2, 633),
@@ -42,7 +42,7 @@ def test_layouts(reference: Path, layout: str, prefix: str) -> None:
         for name in ("backbone", "base_classes", "shots", "shot_hidden_dim", "image_size")
     )
     assert not model.training
-    # Every tensor has a place of its own, and the way back finds it.
+    # Each key has its own value, so this would find two keys that were swapped.
     back = convert.to_official(model)
     assert back.keys() == shapes.keys()
     assert all(torch.equal(value, state[prefix + key]) for key, value in back.items())
@@ -90,7 +90,7 @@ def test_problems_are_named() -> None:
 def test_a_missing_key_is_named(options: dict[str, object], key: str) -> None:
     official = convert.to_official(HDMNet(**{"backbone": "vgg16", "base_classes": 15} | options))
     del official[key]
-    if key == "kshot_rw.weight":  # the only key of its kind: without it, this is a one-shot model
+    if key == "kshot_rw.weight":  # without this key, it is a one-shot model
         assert convert.from_official(official).config["shots"] == 1
         return
     with pytest.raises(ValueError, match=f"keys missing: {key}$"):
@@ -103,7 +103,7 @@ def test_not_a_checkpoint() -> None:
 
 
 class TestBaseLearner:
-    """A base learner's file: no matching network, another classifier key, the backbone twice."""
+    """Files of a base learner: no matching network, another classifier key, the backbone twice."""
 
     @pytest.fixture
     def base(self) -> dict[str, Tensor]:
@@ -113,7 +113,7 @@ class TestBaseLearner:
         classifier = {f"cls.4.{x}": official[f"base_learnear.2.{x}"] for x in ("weight", "bias")}
         return kept | twins | classifier
 
-    def test_fills_what_is_frozen(self, base: dict[str, Tensor]) -> None:
+    def test_fills_the_frozen_parts(self, base: dict[str, Tensor]) -> None:
         conversion = convert.convert(base)
         model = conversion.model
         assert (conversion.kind, model.config["base_classes"]) == ("base learner", 15)
@@ -146,7 +146,7 @@ class TestBaseLearner:
             theirs = key.replace("encoder.", "layer").replace("cls.4.", "base_learnear.2.")
             assert torch.equal(back[theirs], value)
 
-    def test_two_backbones(self, base: dict[str, Tensor]) -> None:
+    def test_backbones_that_differ(self, base: dict[str, Tensor]) -> None:
         base["encoder.0.0.weight"] += 1
         with pytest.raises(
             ValueError, match=r"encoder\.0\.0\.weight differs from layer0\.0\.weight"
@@ -160,7 +160,7 @@ class TestBaseLearner:
 
 
 def test_absurd_sizes_take_no_memory() -> None:
-    """A view of one number can claim any shape."""
+    """A tensor that repeats one number can have any shape, but takes no memory."""
     _, official = small()
     official["base_learnear.2.weight"] = torch.zeros(1).expand(10**6, 512, 1, 1)
     with pytest.raises(ValueError, match=r"of another shape: base_learnear\.2\.bias"):

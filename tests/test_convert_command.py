@@ -1,4 +1,4 @@
-"""`python -m hdmnet.convert`, on files as torch.save writes them."""
+"""The command `python -m hdmnet.convert`, on files of torch.save."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def official() -> dict[str, Tensor]:
 
 @pytest.fixture
 def checkpoint(official: dict[str, Tensor], tmp_path: Path) -> Path:
-    """As the authors' training script writes it."""
+    """A checkpoint in the format of the authors' training script."""
     path = tmp_path / "checkpoint.pth"
     state = {f"module.{key}": value for key, value in official.items()}
     optimizer = {"state": {0: {"step": torch.tensor(7.0)}}, "param_groups": [{"lr": 1e-4}]}
@@ -36,7 +36,7 @@ def checkpoint(official: dict[str, Tensor], tmp_path: Path) -> Path:
     return path
 
 
-def test_a_second_process(checkpoint: Path, official: dict[str, Tensor], tmp_path: Path) -> None:
+def test_in_a_new_process(checkpoint: Path, official: dict[str, Tensor], tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = subprocess.run(
         [
@@ -68,7 +68,7 @@ def test_a_second_process(checkpoint: Path, official: dict[str, Tensor], tmp_pat
 
 
 def test_outputs_are_the_released_models(reference: Path, tmp_path: Path) -> None:
-    """Of a pickled file through the command to a folder to the reference outputs."""
+    """A checkpoint, converted to a folder and loaded, gives the reference outputs."""
     case = "resnet50_pascal_5shot"
     state, arguments = official_state(reference, case)
     torch.save({"state_dict": state}, tmp_path / "reference.pth")
@@ -96,7 +96,7 @@ def test_a_base_learner(
 
 
 class Run:
-    """Runs a command where it is unpickled."""
+    """An object that runs a command when it is unpickled."""
 
     def __init__(self, touched: Path) -> None:
         self.touched = touched
@@ -106,16 +106,16 @@ class Run:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-@pytest.mark.parametrize("place", ["beside", "in the state dict", "alone"])
+@pytest.mark.parametrize("place", ["beside the state dict", "in the state dict", "the whole file"])
 def test_a_malicious_pickle(
     tmp_path: Path, capsys: pytest.CaptureFixture, legacy: bool, place: str
 ) -> None:
     touched, path, out = tmp_path / "touched", tmp_path / "evil.pth", tmp_path / "out"
     evil = Run(touched)
     content = {
-        "beside": {"state_dict": {"a": torch.zeros(1)}, "optimizer": evil},
+        "beside the state dict": {"state_dict": {"a": torch.zeros(1)}, "optimizer": evil},
         "in the state dict": {"state_dict": {"a": evil}},
-        "alone": evil,
+        "the whole file": evil,
     }[place]
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     assert command.main([str(path), str(out)]) == 1
@@ -124,7 +124,7 @@ def test_a_malicious_pickle(
     assert "It names posix.system" in message
     assert not touched.exists()
     assert not out.exists()
-    # The file does what it is said to do, where it is trusted.
+    # Without weights_only the command does run, so this file is malicious.
     torch.load(path, weights_only=False)
     assert touched.exists()
 

@@ -1,4 +1,4 @@
-"""The example that scores a model, on small trees of the real formats."""
+"""examples/evaluate.py, on small data sets in the real formats."""
 
 import json
 import os
@@ -26,7 +26,7 @@ Evaluate = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluate:
-    """Run the example in this process; its results."""
+    """A function that runs the example in this process and returns its results."""
     make().save_pretrained(tmp_path / "model")
 
     def call(*arguments: object, out: str = "out") -> dict[str, Any]:
@@ -39,7 +39,7 @@ def evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluate:
 
 
 def make_voc(root: Path) -> Path:
-    """Ten images of two classes of fold 1, of several sizes, with borders that are ignored."""
+    """Write ten images of several sizes, of two classes of fold 1, with ignored borders."""
     labels = {}
     for i in range(10):
         box = (8 + i, 8, 70 + i, 60)
@@ -58,13 +58,13 @@ def test_pascal(evaluate: Evaluate, tmp_path: Path) -> None:
     scores = results["scores"]
     assert [scores["episodes/bus"], scores["episodes/car"]] == [3, 3]
 
-    # The same, by hand.
+    # The same scores, computed without the example.
     source = PascalVOC(root)
     episodes = EpisodeList.load(tmp_path / "out" / "episodes.json", source)
     assert results["episodes sha256"] == episodes.sha256
     model = make().fused()
     transform = EvalTransform(model.image_size, mean=model.backbone.mean, std=model.backbone.std)
-    metric = FewShotIoU(("bus", "car", "cat", "chair", "cow"))  # of which two are shown
+    metric = FewShotIoU(("bus", "car", "cat", "chair", "cow"))  # only bus and car have images
     for item in EpisodeDataset(episodes, transform):
         batch = {name: value[None] for name, value in item.items()}
         final = model(batch["query"], batch["supports"], batch["masks"]).final
@@ -85,11 +85,11 @@ def test_pascal(evaluate: Evaluate, tmp_path: Path) -> None:
     listed = tmp_path / "out" / "episodes.json"
     again = evaluate("pascal", root, "--fold", 1, "--load", listed, out="again")
     assert again["scores"] == pytest.approx(scores, nan_ok=True)
-    assert (again["shots"], again["episodes"]) == (2, 6)  # of the list, not of the command
+    assert (again["shots"], again["episodes"]) == (2, 6)  # from the list, not from the command
     assert again["model fingerprint"] == make().fingerprint()
 
 
-def test_classes_that_are_never_asked_for(evaluate: Evaluate, tmp_path: Path) -> None:
+def test_classes_without_episodes(evaluate: Evaluate, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="no episode asked for cat, chair, cow"):
         evaluate("pascal", make_voc(tmp_path), "--fold", 1)
 
@@ -103,7 +103,7 @@ def test_coco(evaluate: Evaluate, tmp_path: Path) -> None:
     (tmp_path / "coco" / "annotations").mkdir(parents=True)
     folder.rename(tmp_path / "coco" / "val2014")
     table.rename(tmp_path / "coco" / "annotations" / "instances_val2014.json")
-    # Category 89 is the 78th: of fold 1 by default, of the last one in the contiguous split.
+    # Category 89 is class 78: in fold 1 by default, but in fold 3 of the contiguous split.
     root = tmp_path / "coco"
     scores = evaluate("coco", root, "--fold", 1, "--cache", tmp_path / "areas.json")["scores"]
     assert scores["episodes/class 78"] == 6

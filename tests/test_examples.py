@@ -1,4 +1,4 @@
-"""The examples for users' own training, a few steps each, as a user would start them."""
+"""The training examples, started as a user would start them, for a few steps."""
 
 import json
 import os
@@ -15,14 +15,15 @@ from hdmnet import HDMNet
 for module in ("accelerate", "lightning", "segmentation_models_pytorch", "torchmetrics"):
     pytest.importorskip(module, reason="needs hdmnet[examples]")
 
+pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).parents[1] / "examples"
-# One thread in all, for sums over several may round otherwise.
+# One thread, because sums over several threads may round differently.
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 SMALL = ["--count", "24", "--size", "64", "--episodes", "4"]
 
 
 def run(name: str, *arguments: object, processes: int = 0) -> str:
-    """What an example prints; with `processes`, under torchrun."""
+    """Run an example and return its output. With `processes`, torchrun starts it."""
     launch = [sys.executable]
     if processes:
         launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
@@ -39,7 +40,7 @@ def run(name: str, *arguments: object, processes: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def particles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few pictures; every other test finds them there."""
+    """A folder of a few pictures, shared by all tests."""
     folder = tmp_path_factory.mktemp("particles")
     run("particles", folder, "--count", 24)
     return folder
@@ -100,7 +101,7 @@ def test_torchrun(particles: Path, tmp_path: Path) -> None:
 
 
 def moved(model: Path) -> bool:
-    """Whether an example has trained what is not frozen of the bundled model, and only that."""
+    """Return whether all trainable weights changed. Check that the frozen backbone did not."""
     before = HDMNet.from_pretrained("hdmnet-lite0").state_dict()
     after = HDMNet.from_pretrained(model).state_dict()
     frozen = [name for name in before if name.startswith("backbone.")]

@@ -14,6 +14,8 @@ from hdmnet.onnx import export_onnx
 ort = pytest.importorskip("onnxruntime", reason="needs hdmnet[onnx]")
 pytest.importorskip("onnxscript", reason="needs hdmnet[onnx]")
 
+pytestmark = pytest.mark.slow  # the exports take a minute each
+
 
 def run(path: Path, inputs: list[Tensor]) -> list[Tensor]:
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""Small trees of the benchmarks' real formats."""
+"""Small data sets in the file formats of the benchmarks."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ PALETTE = [value for c in range(256) for value in (c * 7 % 256, c * 31 % 256, c 
 
 
 def photo(path: Path, size: tuple[int, int], seed: int = 0) -> None:
-    """A smooth random JPEG of (H, W)."""
+    """Write a smooth random JPEG of `size` (H, W)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.RandomState(seed).randint(0, 256, (6, 6, 3)).astype(np.uint8)
     image = Image.fromarray(noise).resize((size[1], size[0]), Image.Resampling.BILINEAR)
@@ -23,7 +23,7 @@ def photo(path: Path, size: tuple[int, int], seed: int = 0) -> None:
 
 
 def boxes_label(size: tuple[int, int], boxes: Mapping[Box, int]) -> NDArray[np.uint8]:
-    """(H, W) with a value in each box (x0, y0, x1, y1)."""
+    """Make a label (H, W) with one value in each box (x0, y0, x1, y1)."""
     label = np.zeros(size, np.uint8)
     for (x0, y0, x1, y1), value in boxes.items():
         label[y0:y1, x0:x1] = value
@@ -31,7 +31,7 @@ def boxes_label(size: tuple[int, int], boxes: Mapping[Box, int]) -> NDArray[np.u
 
 
 def palette_png(path: Path, label: NDArray[np.uint8]) -> None:
-    """As VOC's: a PNG with a palette, whose indices are the classes."""
+    """Write a PNG whose palette indices are the classes, as in PASCAL VOC."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(label, mode="P")
     image.putpalette(PALETTE)
@@ -39,7 +39,7 @@ def palette_png(path: Path, label: NDArray[np.uint8]) -> None:
 
 
 def voc(root: Path, labels: Mapping[str, NDArray[np.uint8]], split: str = "val") -> Path:
-    """`VOCdevkit/VOC2012` with a list of all images; returns `root`."""
+    """Write `VOCdevkit/VOC2012` with a list of all images. Return `root`."""
     tree = root / "VOCdevkit" / "VOC2012"
     for seed, (name, label) in enumerate(labels.items()):
         photo(tree / "JPEGImages" / f"{name}.jpg", (label.shape[0], label.shape[1]), seed)
@@ -51,13 +51,13 @@ def voc(root: Path, labels: Mapping[str, NDArray[np.uint8]], split: str = "val")
 
 
 def polygon(box: Box) -> list[list[float]]:
-    """Outline of a box."""
+    """Return the outline of a box."""
     x0, y0, x1, y1 = box
     return [[x0, y0, x1, y0, x1, y1, x0, y1]]
 
 
 def crowd(size: tuple[int, int], box: Box) -> dict[str, Any]:
-    """Uncompressed RLE of a box, as crowds have it: columns first."""
+    """Return the uncompressed RLE of a box, as COCO stores crowds: column by column."""
     mask = boxes_label(size, {box: 1}).T.ravel()
     changes = np.flatnonzero(np.diff(mask)) + 1
     edges = [0, *changes.tolist(), mask.size]
@@ -66,7 +66,7 @@ def crowd(size: tuple[int, int], box: Box) -> dict[str, Any]:
 
 
 def compressed(size: tuple[int, int], box: Box) -> dict[str, Any]:
-    """Compressed RLE of a box."""
+    """Return the compressed RLE of a box."""
     coded = rle.encode(np.asfortranarray(boxes_label(size, {box: 1})))
     return {"size": list(size), "counts": coded["counts"].decode()}
 
@@ -76,7 +76,11 @@ def coco(
     images: Sequence[tuple[str, tuple[int, int], Sequence[tuple[int, Any, bool]]]],
     categories: Mapping[int, str],
 ) -> tuple[Path, Path]:
-    """Images (name, (H, W), [(category, segmentation, crowd)]); returns the folder and the JSON."""
+    """Write images (name, (H, W), [(category, segmentation, crowd)]) and their COCO JSON file.
+
+    Returns:
+        The folder of images and the JSON file.
+    """
     table: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": []}
     for number, (name, size, instances) in enumerate(images, start=1):
         photo(root / "images" / name, size, number)
@@ -105,7 +109,7 @@ def coco(
 
 
 def fss(root: Path, classes: Sequence[str], count: int = 10, size: int = 32) -> Path:
-    """FSS-1000: `class/1.jpg` with `class/1.png`, gray values as RGB, not all of them pure."""
+    """Write images `class/1.jpg` and masks `class/1.png`, as FSS-1000 has them: grey RGB values."""
     for seed, name in enumerate(classes):
         for number in range(1, count + 1):
             photo(root / name / f"{number}.jpg", (size, size), 100 * seed + number)
@@ -118,7 +122,7 @@ def fss(root: Path, classes: Sequence[str], count: int = 10, size: int = 32) -> 
 def mask_folders(
     root: Path, classes: Mapping[str, Box], count: int = 4, size: tuple[int, int] = (48, 64)
 ) -> Path:
-    """`class/images/name.jpg` with `class/masks/name.png`, 255 = object."""
+    """Write `class/images/name.jpg` and masks `class/masks/name.png`, where 255 is the object."""
     for seed, (name, box) in enumerate(classes.items()):
         for number in range(count):
             photo(root / name / "images" / f"bild {number}.jpg", size, 10 * seed + number)
