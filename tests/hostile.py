@@ -1,4 +1,4 @@
-"""What strangers may feed in: each attempt makes its input and uses it, and says what it got."""
+"""Hostile and unlucky input. Each attempt makes an input, uses it and describes the outcome."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from hdmnet.nn._resize import nearest, widen_small
 Attempt = Callable[[Path], str]
 SIZE = (50, 60)
 ATTEMPTS: dict[tuple[str, str], Attempt] = {}
-"""(kind, what is fed in) → the attempt, which gets an empty folder."""
+"""(kind, what the input is) → the attempt, which gets an empty folder."""
 
 
 def attempt(kind: str, what: str) -> Callable[[Attempt], Attempt]:
-    """Add an attempt to the list."""
+    """Add an attempt to `ATTEMPTS`."""
 
     def add(function: Attempt) -> Attempt:
         ATTEMPTS[kind, what] = function
@@ -41,20 +41,20 @@ def attempt(kind: str, what: str) -> Callable[[Attempt], Attempt]:
 
 
 def photograph(size: tuple[int, int] = SIZE) -> Image.Image:
-    """A small picture, always the same."""
+    """Make a small random picture, always the same."""
     pixels = np.random.RandomState(0).randint(0, 256, (*size, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
 
 def encoded(format: str, size: tuple[int, int] = SIZE, **options: object) -> bytes:
-    """The picture as a file."""
+    """Return the content of an image file with this picture."""
     buffer = io.BytesIO()
     photograph(size).save(buffer, format, **options)
     return buffer.getvalue()
 
 
 def segment(query: object, mask: object = None, support: object = None) -> str:
-    """Predict with the smallest of models, and tell the answer's size."""
+    """Predict with a very small model, and describe the mask."""
     support = photograph() if support is None else support
     if mask is None:
         mask = np.zeros(SIZE, np.uint8)
@@ -71,7 +71,7 @@ MODEL = make(backbone="mobilenetv3_small_050", base_classes=2, dim=16, heads=(1,
 
 
 def image_file(what: str, content: bytes, name: str = "query.png") -> None:
-    """An attempt to segment a file."""
+    """Add an attempt to segment an image file."""
 
     def use(folder: Path) -> str:
         (folder / name).write_bytes(content)
@@ -81,12 +81,12 @@ def image_file(what: str, content: bytes, name: str = "query.png") -> None:
 
 
 def image(what: str, make_image: Callable[[], object]) -> None:
-    """An attempt to segment an object."""
+    """Add an attempt to segment an object in memory."""
     attempt("image", what)(lambda _: segment(make_image()))
 
 
 def png(width: int, height: int) -> bytes:
-    """A one-bit black PNG, of any size, in few bytes."""
+    """Make a black one-bit PNG, which has few bytes at any size."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         body = kind + data
@@ -102,7 +102,7 @@ def png(width: int, height: int) -> bytes:
 
 
 def huge_exif() -> bytes:
-    """A PNG with eight megabytes of EXIF."""
+    """Make a PNG with 8 MB of EXIF."""
     exif = Image.Exif()
     exif[0x010E] = "x" * 8_000_000
     return encoded("PNG", exif=exif)
@@ -113,12 +113,12 @@ image_file("a JPEG cut in half", encoded("JPEG")[:1500])
 image_file("a file of 0 bytes", b"")
 image_file("a web page", b"<!doctype html><title>Sign in</title>")
 image_file("a PNG whose pixels are garbage", encoded("PNG")[:60] + b"\xff" * 500)
-image_file("a PNG of 1 × 1", encoded("PNG", (1, 1)))
-image_file("a PNG of 3 × 20000", encoded("PNG", (3, 20000)))
-image_file("a PNG of 20000 × 3", encoded("PNG", (20000, 3)))
-image_file("a decompression bomb: 50000 × 50000 in 304 kB", png(50_000, 50_000))
+image_file("a PNG of 1 × 1 pixels", encoded("PNG", (1, 1)))
+image_file("a PNG of 3 × 20000 pixels", encoded("PNG", (3, 20000)))
+image_file("a PNG of 20000 × 3 pixels", encoded("PNG", (20000, 3)))
+image_file("a decompression bomb: 50000 × 50000 pixels in 304 kB", png(50_000, 50_000))
 image_file("an EPS file, which is a program", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-image_file("8 MB of EXIF", huge_exif())
+image_file("a PNG with 8 MB of EXIF", huge_exif())
 image_file("an animated GIF", encoded("GIF", save_all=True, append_images=[photograph()]))
 
 
@@ -134,7 +134,7 @@ def _(folder: Path) -> str:
     return segment(folder / "16.png")
 
 
-@attempt("image", "a folder")
+@attempt("image", "the path of a folder")
 def _(folder: Path) -> str:
     return segment(folder)
 
@@ -152,43 +152,43 @@ image("a read-only array", lambda: np.asarray(photograph()))
 image("an array with 2 channels", lambda: np.zeros((*SIZE, 2), np.uint8))
 image("a tensor with 5 channels", lambda: torch.zeros(5, *SIZE))
 image("an array with channels first", lambda: np.zeros((3, *SIZE), np.uint8))
-image("a batch of one", lambda: torch.zeros(1, 3, *SIZE))
-image("an array of no pixels", lambda: np.zeros((0, 5, 3), np.uint8))
+image("a batch of one image", lambda: torch.zeros(1, 3, *SIZE))
+image("an array without pixels", lambda: np.zeros((0, 5, 3), np.uint8))
 image("an int64 array", lambda: np.zeros((*SIZE, 3), np.int64))
 image("a complex tensor", lambda: torch.zeros(3, *SIZE, dtype=torch.complex64))
 image("a tensor without values (meta device)", lambda: torch.zeros(3, *SIZE, device="meta"))
 image("None", lambda: None)
-image("bytes", lambda: encoded("PNG"))
+image("the bytes of a PNG", lambda: encoded("PNG"))
 
 
 # Masks
 
 
 def mask(what: str, make_mask: Callable[[], object]) -> None:
-    """An attempt to use a mask."""
+    """Add an attempt to use a mask."""
     attempt("mask", what)(lambda _: segment(photograph(), make_mask()))
 
 
 def pixels(*values: float, dtype: type = np.uint8) -> np.ndarray:
-    """A mask of 0, with some values in a row."""
+    """Make a mask of 0 with some values side by side."""
     array = np.zeros(SIZE, dtype)
     array[20, 30 : 30 + len(values)] = values
     return array
 
 
-mask("empty", lambda: np.zeros(SIZE, np.uint8))
+mask("no foreground", lambda: np.zeros(SIZE, np.uint8))
 mask("all foreground", lambda: np.ones(SIZE, np.uint8))
-mask("all ignored but one pixel", lambda: np.where(pixels(1) == 1, 1, 255).astype(np.uint8))
+mask("one pixel, all others ignored", lambda: np.where(pixels(1) == 1, 1, 255).astype(np.uint8))
 mask("one pixel", lambda: pixels(1))
-mask("float 0 and 1", lambda: pixels(1, 1, dtype=np.float32))
-mask("float 0.5", lambda: pixels(0.5, 1, dtype=np.float32))
+mask("floats 0 and 1", lambda: pixels(1, 1, dtype=np.float32))
+mask("floats 0, 0.5 and 1", lambda: pixels(0.5, 1, dtype=np.float32))
 mask("NaN", lambda: pixels(np.nan, dtype=np.float32))
 mask("labels out of range", lambda: pixels(1, 2, 7))
 mask("negative labels", lambda: pixels(-1, dtype=np.int64))
-mask("of another size", lambda: np.ones((60, 50), np.uint8))
-mask("in colour", lambda: np.zeros((*SIZE, 3), np.uint8))
-mask("probabilities of a JPEG", lambda: Image.open(io.BytesIO(encoded("JPEG"))).convert("L"))
-mask("without values (meta device)", lambda: torch.zeros(SIZE, device="meta"))
+mask("another size than its image", lambda: np.ones((60, 50), np.uint8))
+mask("a colour image", lambda: np.zeros((*SIZE, 3), np.uint8))
+mask("a grey photograph from a JPEG", lambda: Image.open(io.BytesIO(encoded("JPEG"))).convert("L"))
+mask("a tensor without values (meta device)", lambda: torch.zeros(SIZE, device="meta"))
 
 
 @attempt("mask", "two masks for one support")
@@ -196,7 +196,7 @@ def _(_: Path) -> str:
     return str(MODEL.predict(photograph(), [photograph()], [pixels(1), pixels(1)]))
 
 
-@attempt("mask", "None for one of two")
+@attempt("mask", "None as one of two masks")
 def _(_: Path) -> str:
     return str(MODEL.predict(photograph(), [photograph(), photograph()], [pixels(1), None]))
 
@@ -205,7 +205,7 @@ def _(_: Path) -> str:
 
 
 def weights(what: str, change: Callable[[bytes], bytes]) -> None:
-    """An attempt to load a model whose weights were changed."""
+    """Add an attempt to load a model whose weights were changed."""
 
     def use(folder: Path) -> str:
         MODEL.save_pretrained(folder / "model")
@@ -218,7 +218,7 @@ def weights(what: str, change: Callable[[bytes], bytes]) -> None:
 
 
 def reheaded(edit: Callable[[dict], None]) -> Callable[[bytes], bytes]:
-    """Change the header of a safetensors file, and nothing else."""
+    """Return a function that changes only the header of a safetensors file."""
 
     def change(content: bytes) -> bytes:
         (length,) = struct.unpack("<Q", content[:8])
@@ -231,7 +231,7 @@ def reheaded(edit: Callable[[dict], None]) -> Callable[[bytes], bytes]:
 
 
 def retensored(edit: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[bytes], bytes]:
-    """Change the tensors of a safetensors file."""
+    """Return a function that changes the tensors of a safetensors file."""
 
     def change(content: bytes) -> bytes:
         tensors = load(content)
@@ -257,33 +257,33 @@ def _twice(content: bytes) -> bytes:
     return struct.pack("<Q", len(text)) + text + content[8 + length :]
 
 
-weights("cut in half", lambda x: x[: len(x) // 2])
-weights("0 bytes", lambda _: b"")
+weights("a file cut in half", lambda x: x[: len(x) // 2])
+weights("a file of 0 bytes", lambda _: b"")
 weights("a pickle", lambda _: pickle.dumps({"weight": 1}))
-weights("a header of 2⁶³ bytes, it says", lambda x: struct.pack("<Q", 2**63) + x[8:])
-weights("a header longer than the file", lambda x: struct.pack("<Q", 2 * len(x)) + x[8:])
-weights("a header that is no JSON", lambda x: x[:8] + b"!" + x[9:])
-weights("a shape larger than its bytes", reheaded(lambda h: h[NAME].update(shape=[10**6, 10**6])))
-weights("a shape of negative length", reheaded(lambda h: h[NAME].update(shape=[-1, 16, 1, 1])))
-weights("offsets beyond the file", reheaded(lambda h: h[NAME].update(data_offsets=[0, 2**40])))
-weights("overlapping offsets", reheaded(_overlap))
-weights("a name twice in the header", _twice)
+weights("a header that claims 2⁶³ bytes", lambda x: struct.pack("<Q", 2**63) + x[8:])
+weights("a header that claims twice the file size", lambda x: struct.pack("<Q", 2 * len(x)) + x[8:])
+weights("a header that is not valid JSON", lambda x: x[:8] + b"!" + x[9:])
+weights("a shape larger than its data", reheaded(lambda h: h[NAME].update(shape=[10**6, 10**6])))
+weights("a shape with a negative number", reheaded(lambda h: h[NAME].update(shape=[-1, 16, 1, 1])))
+weights("offsets outside of the file", reheaded(lambda h: h[NAME].update(data_offsets=[0, 2**40])))
+weights("two tensors at the same place of the file", reheaded(_overlap))
+weights("a tensor that the header lists twice", _twice)
 weights("an unknown dtype", reheaded(lambda h: h[NAME].update(dtype="F31")))
-weights("bytes after the end", lambda x: x + b"surplus")
+weights("surplus bytes at the end", lambda x: x + b"surplus")
 weights("a missing tensor", retensored(lambda t: t.pop(NAME)))
 weights("a surplus tensor", retensored(lambda t: t.update(extra=torch.zeros(1))))
 weights("a tensor of another shape", retensored(lambda t: t.update({NAME: torch.zeros(2)})))
-weights("an integer tensor", retensored(lambda t: t.update({NAME: t[NAME].long()})))
+weights("int64 in place of float32", retensored(lambda t: t.update({NAME: t[NAME].long()})))
 weights("float64 in place of float32", retensored(lambda t: t.update({NAME: t[NAME].double()})))
-weights("NaN", retensored(lambda t: t[NAME].fill_(torch.nan)))
-weights("infinity", retensored(lambda t: t[NAME].fill_(torch.inf)))
+weights("a tensor of NaN", retensored(lambda t: t[NAME].fill_(torch.nan)))
+weights("a tensor of infinity", retensored(lambda t: t[NAME].fill_(torch.inf)))
 
 
 # Configurations
 
 
 def config(what: str, change: Callable[[dict], str | bytes]) -> None:
-    """An attempt to load a model whose configuration was changed."""
+    """Add an attempt to load a model whose configuration was changed."""
 
     def use(folder: Path) -> str:
         MODEL.save_pretrained(folder / "model")
@@ -297,38 +297,38 @@ def config(what: str, change: Callable[[dict], str | bytes]) -> None:
 
 
 def setting(what: str, **values: object) -> None:
-    """One of other values."""
+    """Add an attempt to load a model with other values in its configuration."""
     config(what, lambda x: json.dumps(x | values))
 
 
 setting("an unknown key", colour="red")
 setting("a newer version", config_version=99)
-setting("a version that is no number", config_version="1")
-setting("a string for a number", dim="64")
-setting("a fraction for a number", shots=1.5)
-setting("a number for a name", backbone=7)
-setting("a list for a name", backbone=["resnet50"])
+setting("a version that is not a number", config_version="1")
+setting("a string in place of a number", dim="64")
+setting("a fraction in place of an integer", shots=1.5)
+setting("a number in place of a name", backbone=7)
+setting("a list in place of a name", backbone=["resnet50"])
 setting("an unknown backbone", backbone="resnet5000")
-setting("a backbone to be downloaded", backbone="hf-hub:someone/evil")
-setting("a backbone on disk", backbone="local-dir:/tmp/evil")
-setting("a download asked for", pretrained_backbone=True)
-setting("a negative number", shots=-1)
+setting("a backbone from the Hub", backbone="hf-hub:someone/evil")
+setting("a backbone from a local folder", backbone="local-dir:/tmp/evil")
+setting("pretrained_backbone = true, which asks for a download", pretrained_backbone=True)
+setting("a negative number of shots", shots=-1)
 setting("dim = 10⁹", dim=10**9)
-setting("dim = 16384, 20 GB of parameters", dim=16384, heads=[1, 2])
-setting("10⁶ base classes, 2 GB of parameters", base_classes=10**6)
+setting("dim = 16384, which gives 116 GB of parameters", dim=16384, heads=[1, 2])
+setting("10⁶ base classes, which give 2 GB of parameters", base_classes=10**6)
 setting("10³⁰ base classes", base_classes=10**30)
 setting("40 stages", heads=[1] * 40)
-setting("a million stages", heads=[1] * 10**6)
-setting("another backbone, of 600 MB", backbone="vgg16", image_size=473)
+setting("10⁶ stages", heads=[1] * 10**6)
+setting("another backbone", backbone="vgg16", image_size=473)
 setting("image_size = 10⁹", image_size=10**9)
-setting("NaN for a probability", dropout=float("nan"))
-setting("a probability of 7", feature_dropout=7)
-setting("a string for a bool", frozen_norm="no")
-config("a list", lambda _: "[]")
-config("no JSON", lambda _: "{")
-config("no text", lambda _: b"\xff\xfe")
+setting("NaN as a probability", dropout=float("nan"))
+setting("7 as a probability", feature_dropout=7)
+setting("a string in place of a bool", frozen_norm="no")
+config("a JSON list in place of an object", lambda _: "[]")
+config("text that is not valid JSON", lambda _: "{")
+config("bytes that are not valid UTF-8", lambda _: b"\xff\xfe")
 config("100000 nested lists", lambda _: "[" * 100_000)
-config("2 MB", lambda _: json.dumps({"backbone": "x" * 2**21}))
+config("a file of 2 MB", lambda _: json.dumps({"backbone": "x" * 2**21}))
 config("a number of 10000 digits", lambda _: '{"dim": ' + "9" * 10_000 + "}")
 
 
@@ -336,7 +336,7 @@ config("a number of 10000 digits", lambda _: '{"dim": ' + "9" * 10_000 + "}")
 
 
 def name(what: str, value: str) -> None:
-    """An attempt to load a model by name."""
+    """Add an attempt to load a model by name."""
 
     def use(folder: Path) -> str:
         os.chdir(folder)
@@ -347,10 +347,10 @@ def name(what: str, value: str) -> None:
 
 
 name("a path traversal", "../../etc/passwd")
-name("a traversal in a repository's name", "user/../../secret")
+name("a path traversal in the name of a repository", "user/../../secret")
 name("an absolute path", "/etc/passwd")
 name("an empty name", "")
-name("a name with a NUL", "user/re\0po")
+name("a name with a NUL character", "user/re\0po")
 name("a URL", "https://example.com/model")
 name("a name of 5000 characters", "u/" + "x" * 5000)
 
@@ -363,14 +363,14 @@ def _(folder: Path) -> str:
     return "works"
 
 
-@attempt("name", "a symlink that leads nowhere")
+@attempt("name", "a symlink to a path that does not exist")
 def _(folder: Path) -> str:
     (folder / "link").symlink_to(folder / "none")
     HDMNet.from_pretrained(folder / "link")
     return "works"
 
 
-@attempt("name", "a folder whose weights are a folder")
+@attempt("name", "a folder named model.safetensors in place of the file")
 def _(folder: Path) -> str:
     MODEL.save_pretrained(folder)
     (folder / "model.safetensors").unlink()
@@ -379,14 +379,14 @@ def _(folder: Path) -> str:
     return "works"
 
 
-@attempt("name", "a folder that must not be read")
+@attempt("name", "a config.json without permission to read it")
 def _(folder: Path) -> str:
     MODEL.save_pretrained(folder / "model")
     (folder / "model" / "config.json").chmod(0)
     user = os.geteuid()
     folder.chmod(0o755)
     try:
-        if user == 0:  # root reads everything
+        if user == 0:  # root may read every file: become another user
             os.chdir(folder)
             os.seteuid(65534)
         HDMNet.from_pretrained("model")
@@ -395,7 +395,7 @@ def _(folder: Path) -> str:
     return "works"
 
 
-@attempt("name", "saving into a file's path")
+@attempt("name", "saving a model to the path of a file")
 def _(folder: Path) -> str:
     (folder / "file").write_text("mine")
     try:
@@ -409,7 +409,7 @@ def _(folder: Path) -> str:
 
 
 def support_set(what: str, change: Callable[[bytes], bytes]) -> None:
-    """An attempt to use a support set whose file was changed."""
+    """Add an attempt to use a support set whose file was changed."""
 
     def use(folder: Path) -> str:
         path = folder / "set.safetensors"
@@ -422,7 +422,7 @@ def support_set(what: str, change: Callable[[bytes], bytes]) -> None:
 
 
 def edited(edit: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[bytes], bytes]:
-    """Change the tensors of a support set, and keep its fingerprint."""
+    """Return a function that changes the tensors of a support set, and keeps its fingerprint."""
 
     def change(content: bytes) -> bytes:
         (length,) = struct.unpack("<Q", content[:8])
@@ -434,19 +434,19 @@ def edited(edit: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[bytes
     return change
 
 
-support_set("cut in half", lambda x: x[: len(x) // 2])
-support_set("0 bytes", lambda _: b"")
-support_set("of no model", lambda _: save({"a": torch.zeros(1)}))
-support_set("without prototypes", edited(lambda t: t.pop("prototypes")))
-support_set("without a value", edited(lambda t: t.pop("tokens.0.value")))
-support_set("with a surplus tensor", edited(lambda t: t.update(extra=torch.zeros(1))))
-support_set("of another rank", edited(lambda t: t.update(prototypes=torch.zeros(3))))
-support_set("of another width", edited(lambda t: t.update(prototypes=torch.zeros(1, 1, 7))))
-support_set("of integers", edited(lambda t: t.update(gram=t["gram"].long())))
-support_set("with NaN", edited(lambda t: t["gram"].fill_(torch.nan)))
+support_set("a file cut in half", lambda x: x[: len(x) // 2])
+support_set("a file of 0 bytes", lambda _: b"")
+support_set("a safetensors file that is not a support set", lambda _: save({"a": torch.zeros(1)}))
+support_set("a set without prototypes", edited(lambda t: t.pop("prototypes")))
+support_set("a set without one of its value tensors", edited(lambda t: t.pop("tokens.0.value")))
+support_set("a set with a surplus tensor", edited(lambda t: t.update(extra=torch.zeros(1))))
+support_set("prototypes of rank 1", edited(lambda t: t.update(prototypes=torch.zeros(3))))
+support_set("prototypes of 7 channels", edited(lambda t: t.update(prototypes=torch.zeros(1, 1, 7))))
+support_set("an integer tensor", edited(lambda t: t.update(gram=t["gram"].long())))
+support_set("a tensor of NaN", edited(lambda t: t["gram"].fill_(torch.nan)))
 
 
-@attempt("support set", "of another model")
+@attempt("support set", "a set of another model")
 def _(folder: Path) -> str:
     MODEL.encode_supports(photograph(), pixels(1)).save(folder / "set")
     other = HDMNet(**MODEL.config).eval()
@@ -466,11 +466,11 @@ def _(_: Path) -> str:
         together = list(pool.map(lambda query: MODEL.predict(query, supports), queries))
     pairs = zip(alone, together, strict=True)
     assert all(torch.equal(a.probability, b.probability) for a, b in pairs)
-    return "works: the answers of one thread"
+    return "works: the same answers as in one thread"
 
 
 def run(script: str, *arguments: object) -> str:
-    """Run a file beside this one in a new process, which must end."""
+    """Run a script of this folder in a new process, which must end within 120 s."""
     command = [sys.executable, str(Path(__file__).parent / script), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
@@ -478,12 +478,12 @@ def run(script: str, *arguments: object) -> str:
 
 
 for method in ("fork", "spawn"):
-    attempt("use", f"a pool of workers made by {method}, after the parent has computed")(
+    attempt("use", f"a pool of workers, started by {method} after the parent has predicted")(
         lambda _, method=method: run("in_a_pool.py", method)
     )
 
 
-@attempt("use", "predictions in the middle of training")
+@attempt("use", "predictions during training")
 def _(_: Path) -> str:
     def train(*, predicts: bool) -> list[torch.Tensor]:
         torch.manual_seed(3)
@@ -505,10 +505,10 @@ def _(_: Path) -> str:
 
     pairs = zip(train(predicts=False), train(predicts=True), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
-    return "works: not a bit of the trained weights changes"
+    return "works: bit for bit the weights of training without predictions"
 
 
-@attempt("use", "Ctrl-C at ten moments of a save")
+@attempt("use", "Ctrl-C at nine moments of a save")
 def _(folder: Path) -> str:
     model, interrupted = HDMNet(**MODEL.config), 0
 
@@ -522,7 +522,7 @@ def _(folder: Path) -> str:
                 for parameter in model.parameters():
                     parameter.fill_(moment)
             try:
-                signal.setitimer(signal.ITIMER_REAL, moment * 4e-4)  # 0 is never
+                signal.setitimer(signal.ITIMER_REAL, moment * 4e-4)  # 0 sets no timer
                 model.save_pretrained(folder)
                 signal.setitimer(signal.ITIMER_REAL, 0)
             except KeyboardInterrupt:
@@ -540,26 +540,26 @@ def _(folder: Path) -> str:
 
 FILES = {"README.md", "config.json", "model.safetensors"}
 
-attempt("use", "no space left while saving")(lambda folder: run("on_a_full_disk.py", folder))
+attempt("use", "a full disk during a save")(lambda folder: run("on_a_full_disk.py", folder))
 
 
-# Objects between the positions of the grid
+# Objects that the grid would miss
 
 
 def vanishing(side: int) -> str:
-    """The share of squares, at all places of 473 px, that no position of a grid sees."""
+    """Describe how many squares the grid would miss, and check that widening shows all of them."""
     line = torch.zeros(473 - side + 1, 1, 1, 473)
     for place, one in enumerate(line):
         one[..., place : place + side] = 1
-    # A square shows where its rows and its columns do.
+    # The grid shows a square if it shows one of its rows and one of its columns.
     seen = nearest(line, (1, 60)).flatten(1).any(dim=1).float().mean().item() ** 2
     squares = line[::80, None, 0].mT * line[None, ::80, 0]
     widened = widen_small(squares, (60, 60))
     assert nearest(widened, (60, 60)).flatten(2).any(dim=2).all()
-    return f"works: {1 - seen:.0%} of them would fall between the positions, none does"
+    return f"works: the grid shows all of them (without widening, it would miss {1 - seen:.0%})"
 
 
 for pixels_wide in (1, 2, 4, 6, 7, 8):
-    attempt("mask", f"squares of {pixels_wide} px at all places of 473 px, on a grid of 60 × 60")(
+    attempt("mask", f"squares of {pixels_wide} px anywhere in 473 × 473 px, on a grid of 60 × 60")(
         lambda _, side=pixels_wide: vanishing(side)
     )

@@ -1,7 +1,7 @@
-"""What strangers feed in works, or raises one clear error: quickly, and in little memory.
+"""Hostile and unlucky input works or raises one clear error, with little memory.
 
-`docs/hostile-input.md` has the table of what happened, which these tests hold to be true.
-`HDMNET_WRITE_DOCS=1 pytest tests/test_hostile_input.py` writes it again.
+`docs/hostile-input.md` lists the outcome of each attempt of `hostile.py`. These tests repeat the
+attempts and compare the outcomes. `make hostile-page` writes the page again.
 """
 
 import os
@@ -15,43 +15,45 @@ from hostile import ATTEMPTS, Attempt
 
 PAGE = Path(__file__).parents[1] / "docs" / "hostile-input.md"
 WRITES = "HDMNET_WRITE_DOCS" in os.environ
-LIMIT = 400e6  # bytes
+LIMIT = 400e6  # bytes that one attempt may add to the memory of the process
 HEAD = """\
-# What happened to hostile and unlucky input
+# Hostile and unlucky input
 
-Each row was tried, and is tried again by every run of the tests, which write this page
-(`HDMNET_WRITE_DOCS=1 pytest tests/test_hostile_input.py`) and fail where it is no longer true. What
-does not work raises one error, takes less than 400 MB, and leaves no file behind. `…` stands for a
-folder, or for what another library says.
+This page is an appendix of the documentation. The tests generate it. Do not edit it by hand: run
+`make hostile-page`.
+
+Each row is one attempt and its outcome. The tests repeat every attempt, and fail if its row is no
+longer true. Every attempt works or raises one error. It takes less than 400 MB of memory and leaves
+no temporary file behind. `…` stands for a folder, or for the message of another library.
 """
 
 
 def outcome(attempt: Attempt, folder: Path) -> str:
-    """What an attempt came to, in words that do not depend on the machine."""
+    """Run an attempt, and describe its outcome in words that do not depend on the machine."""
     try:
         return attempt(folder)
     except (OSError, TypeError, ValueError) as error:
         text = str(error)
         if type(error.__cause__) not in (type(None), TypeError, ValueError):
-            text = text.replace(str(error.__cause__), "…")  # another library's, of any version
+            text = text.replace(str(error.__cause__), "…")  # another library's message
         text = text.replace(f"{folder}/", "…/").replace(str(folder), "…")
         return f"{type(error).__name__}: {text}".replace("\n", " ").replace("|", "\\|")
 
 
 def peak() -> int:
-    """The most memory that this process held since `forget_peak`, in bytes."""
+    """Return the peak memory of this process since `forget_peak`, in bytes."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])
 
 
 def forget_peak() -> None:
-    """Let `peak` begin anew."""
+    """Reset `peak`."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 @pytest.fixture(scope="module")
 def documented() -> Iterator[dict[tuple[str, str], str]]:
-    """The table of the page; a table to be written, if it is asked for."""
+    """The outcomes on the page, or an empty table to fill if the tests write the page."""
     if WRITES:
         table: dict[tuple[str, str], str] = {}
         yield table
@@ -71,7 +73,7 @@ def test_attempt(
     kind: str,
     what: str,
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # and back
+    monkeypatch.chdir(tmp_path)  # at the end, this also undoes the chdir of an attempt
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     limited = Path("/proc/self/clear_refs").exists()
     before = 0
@@ -87,5 +89,5 @@ def test_attempt(
     assert happened == documented[kind, what]
 
 
-def test_the_page_has_what_is_tried_and_no_more(documented: dict[tuple[str, str], str]) -> None:
+def test_the_page_lists_exactly_the_attempts(documented: dict[tuple[str, str], str]) -> None:
     assert documented.keys() == ATTEMPTS.keys()
