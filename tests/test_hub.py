@@ -1,4 +1,4 @@
-"""Saving and loading through the Hub's mixin, on disk."""
+"""Saving and loading models in local folders."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ OPTIONS = {
 }
 
 
-CARD_TITLES = {"license": "licence", "trained_on": "trained on", "metric": "measured"}
+CARD_TITLES = {"license": "license", "trained_on": "trained on", "metric": "measured"}
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_strict(saved: tuple[HDMNet, Path], change: str) -> None:
         "surplus": "left over: extra",
         "shape": f"of another shape: {name}",
     }[change]
-    with pytest.raises(ValueError, match=rf"does not fit its configuration: tensors {message}\."):
+    with pytest.raises(ValueError, match=rf"does not fit its config.json: tensors {message}\."):
         HDMNet.from_pretrained(folder)
     if change != "shape":
         HDMNet.from_pretrained(folder, strict=False)
@@ -145,9 +145,9 @@ def test_incomplete_folder(saved: tuple[HDMNet, Path], name: str) -> None:
 
 
 class TestModelCard:
-    """README.md of a saved model."""
+    """The README.md of a saved model."""
 
-    def test_says_what_it_is(self, saved: tuple[HDMNet, Path]) -> None:
+    def test_states_the_configuration(self, saved: tuple[HDMNet, Path]) -> None:
         text = (saved[1] / "README.md").read_text()
         card = ModelCard(text)
         assert card.data.library_name == "hdmnet"
@@ -157,13 +157,13 @@ class TestModelCard:
             "| trained with | 3 shots |",
             "| base classes | 2 |",
             "| input | 49 × 49 pixels |",
-            "| trained on | not stated: ask whoever published these weights |",
-            "| licence | not stated: ask whoever published these weights |",
+            "| trained on | not stated: ask the publisher of these weights |",
+            "| license | not stated: ask the publisher of these weights |",
             "@inproceedings{peng2023hierarchical,",
         ):
             assert line in text
 
-    def test_says_what_it_is_told(self, tmp_path: Path) -> None:
+    def test_states_the_given_facts(self, tmp_path: Path) -> None:
         told = {"license": "mit", "trained_on": "photographs of fish", "metric": "mIoU 0.5 of 10"}
         make(**OPTIONS).save_pretrained(tmp_path, model_card_kwargs=told)
         text = (tmp_path / "README.md").read_text()
@@ -182,7 +182,7 @@ class TestModelCard:
         exec(snippet, {})
         assert Image.open("mask.png").size == (60, 50)
 
-    def test_leaves_a_page_that_someone_wrote(self, saved: tuple[HDMNet, Path]) -> None:
+    def test_keeps_an_existing_page(self, saved: tuple[HDMNet, Path]) -> None:
         model, folder = saved
         (folder / "README.md").write_text("mine")
         model.save_pretrained(folder)
@@ -200,14 +200,14 @@ class TestBundled:
         assert config["image_size"] == info.image_size
         assert config["base_classes"] == 0
 
-    def test_is_what_the_list_says(self) -> None:
+    def test_files_match_the_list(self) -> None:
         for info in list_pretrained():
             content = (info.path / "model.safetensors").read_bytes()
             assert len(content) == info.size
             assert hashlib.sha256(content).hexdigest() == info.sha256
 
     def test_the_readme_has_the_list(self) -> None:
-        """One data structure: the table of the README is made of it."""
+        """The table in the README has the values of `list_pretrained`."""
         readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
         for info in list_pretrained():
             columns = (

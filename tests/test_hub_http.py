@@ -1,4 +1,4 @@
-"""Loading from the Hub: the real client, against a real server on loopback."""
+"""Loading from the Hub and pushing to it: the real client, with a local server."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes]) -> Iterator[HubServer]:
     with HubServer() as server:
-        # What HF_ENDPOINT sets when the client is imported.
+        # The client reads HF_ENDPOINT only when it is imported.
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
@@ -103,9 +103,9 @@ def test_a_token_opens_a_private_repository(server: HubServer, tmp_path: Path) -
         ("some/thing", {}, FileNotFoundError, "no repository some/thing.*hdmnet-lite0"),
         (NAME, {"revision": "v9"}, FileNotFoundError, "no revision 'v9': give a branch"),
         ("some/gated", {}, PermissionError, "gated: accept its terms on http"),
-        ("some/other", {}, ValueError, "no model of hdmnet: it has no model.safetensors"),
-        ("some/empty", {}, ValueError, "no model of hdmnet: it has no config.json"),
-        ("no/such/folder", {}, ValueError, "neither a bundled model"),
+        ("some/other", {}, ValueError, "not a model of hdmnet: it has no model.safetensors"),
+        ("some/empty", {}, ValueError, "not a model of hdmnet: it has no config.json"),
+        ("no/such/folder", {}, ValueError, "is not a bundled model"),
     ],
 )
 def test_errors(
@@ -125,6 +125,7 @@ def test_errors(
         HDMNet.from_pretrained(name, cache_dir=tmp_path, force_download=force, **options)
 
 
+@pytest.mark.slow  # the client tries again for 20 seconds
 def test_nothing_cached_and_no_network(server: HubServer, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="not in the cache, and local_files_only=True"):
         HDMNet.from_pretrained(NAME, cache_dir=tmp_path, local_files_only=True)
@@ -137,11 +138,11 @@ def test_nothing_cached_and_no_network(server: HubServer, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (b'{"config_version": 2}', "is of version 2.*pip install --upgrade"),
+        (b'{"config_version": 2}', "has version 2, .*pip install --upgrade"),
         (b'{"backbone": "resnet18", "colour": 1}', "unknown keys colour"),
         (b"[]", "must hold a JSON object, got list"),
-        (b"{", "is no JSON"),
-        (b"\xff", "is no JSON"),
+        (b"{", "is not valid JSON"),
+        (b"\xff", "is not valid JSON"),
     ],
 )
 def test_configurations(
@@ -156,8 +157,8 @@ def test_configurations(
 def test_push(
     server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Uploaded by the client, and loaded again, from the same server."""
-    # Its other way to upload is a compiled client of another protocol.
+    """The client uploads a model to the server, and loads it again."""
+    # The local server does not support Xet, the client's other upload protocol.
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     server.repos.clear()
     model = make(**SMALL, image_size=96)
