@@ -64,7 +64,7 @@ def matching_attention(
 
 
 def gram_distance(query: Tensor, support: Tensor) -> Tensor:
-    """Compare features (B, C, h, w) and (B, K, C, h, w), one pair of channels at a time: (B, K)."""
+    """Compute distances (B, K) of features (B, C, h, w) and (B, K, C, h, w), entry by entry."""
     batch, shots, channels = support.shape[:3]
 
     def gram(f: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ def test_a_malicious_pickle(
     assert "It names posix.system" in message
     assert not touched.exists()
     assert not out.exists()
-    # Without weights_only the command does run, so this file is malicious.
+    # Check that the file is malicious: without weights_only, its command runs.
     torch.load(path, weights_only=False)
     assert touched.exists()
 

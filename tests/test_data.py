@@ -1,4 +1,4 @@
-"""Readers of the benchmarks' formats, the published rules, and what episodes become."""
+"""Readers of the benchmarks, the published rules of episodes, and the items of datasets."""
 
 import json
 from collections.abc import Sequence
@@ -89,7 +89,7 @@ def test_voc_is_found(tmp_path: Path, tail: str) -> None:
     assert len(PascalVOC(trees.voc(tmp_path, {"a": dog_and_cat()}) / tail)) == 1
 
 
-def test_voc_takes_the_added_labels_first(tmp_path: Path) -> None:
+def test_voc_prefers_the_augmented_labels(tmp_path: Path) -> None:
     trees.voc(tmp_path, {"a": dog_and_cat()})
     tree = tmp_path / "VOCdevkit" / "VOC2012"
     trees.palette_png(tree / "SegmentationClass" / "a.png", dog_and_cat() * 0)
@@ -112,7 +112,7 @@ def test_voc_lists(tmp_path: Path) -> None:
         PascalVOC(tmp_path, own)
 
 
-def test_voc_says_all_that_is_missing_at_once(tmp_path: Path) -> None:
+def test_voc_names_all_missing_files(tmp_path: Path) -> None:
     trees.voc(tmp_path, {f"image_{i}": dog_and_cat() for i in range(14)})
     tree = tmp_path / "VOCdevkit" / "VOC2012"
     for i in range(12):
@@ -128,7 +128,7 @@ def test_voc_says_all_that_is_missing_at_once(tmp_path: Path) -> None:
         PascalVOC(tmp_path / "nowhere")
 
 
-def test_voc_labels_that_are_none(tmp_path: Path) -> None:
+def test_voc_invalid_labels(tmp_path: Path) -> None:
     source = PascalVOC(trees.voc(tmp_path, {"a": dog_and_cat()}))
     path = tmp_path / "VOCdevkit" / "VOC2012" / "SegmentationClassAug" / "a.png"
     whole = path.read_bytes()
@@ -179,7 +179,7 @@ def test_coco(tmp_path: Path) -> None:
     source = CocoInstances(*make_coco(tmp_path))
     assert source.classes == ("person", "car", "dog")  # in the order of their ids
     assert source.ids == ("a.jpg", "nobody.jpg", "menge été.jpg")
-    # The smaller instance lies in front, whatever the order of the file.
+    # The smaller instance is in front. The order in the file does not matter.
     person = trees.boxes_label(SIZE, {LARGE: 1, SMALL: 3})
     assert np.array_equal(source.label(0), person)
     assert source.areas() == [{1: 1400, 3: 200}, {}, {1: 200}]
@@ -199,7 +199,7 @@ def test_coco_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == ""
 
 
-def test_coco_that_is_not_whole(tmp_path: Path) -> None:
+def test_coco_invalid_files(tmp_path: Path) -> None:
     images, path = make_coco(tmp_path)
     table = json.loads(path.read_text())
     with pytest.raises(ValueError, match="crowd must be"):
@@ -233,11 +233,11 @@ def test_coco_that_is_not_whole(tmp_path: Path) -> None:
         CocoInstances(images, tmp_path / "instances_2014.json")
 
 
-def test_coco_counts_pixels_as_they_are_stored(tmp_path: Path) -> None:
+def test_coco_ignores_exif_orientation(tmp_path: Path) -> None:
     images, path = make_coco(tmp_path)
     upright = CocoInstances(images, path).image(0)
     exif = Image.Exif()
-    exif[0x0112] = 3  # turned by half: the size stays what it is
+    exif[0x0112] = 3  # rotated by 180°: the size is the same
     with Image.open(images / "a.jpg") as image:
         image.save(images / "a.jpg", exif=exif, quality=95)
     assert (CocoInstances(images, path).image(0) - upright).abs().mean() < 0.02
@@ -251,7 +251,7 @@ def test_fss(tmp_path: Path) -> None:
     source = FSS1000(root)
     assert (len(source), len(source.classes)) == (30, 3)
     assert source.ids[9] == "ab_wheel/10.jpg"
-    assert source.areas()[0] == {1: 16 * 20}  # gray below 128 is background
+    assert source.areas()[0] == {1: 16 * 20}  # grey values below 128 are background
     names = tmp_path / "test.txt"
     names.write_text("zebra\nabacus\n")
     assert FSS1000(root, names).classes == ("abacus", "zebra")
@@ -300,7 +300,7 @@ def test_no_label_is_handed_to_ghostscript(tmp_path: Path) -> None:
 
 
 class Drawn(LabelledImages):
-    """Labels from memory; counts how often they are read."""
+    """A dataset with labels in memory. It counts how often they are read."""
 
     def __init__(self, folder: Path, labels: Sequence[NDArray[np.uint8]], classes: int = 6) -> None:
         files = [folder / f"{i}.jpg" for i in range(len(labels))]
@@ -324,7 +324,7 @@ def one(box: trees.Box, value: int, size: tuple[int, int] = (80, 100)) -> NDArra
 BIG, TINY = (10, 10, 70, 70), (0, 0, 6, 6)
 
 
-def test_areas_are_kept(tmp_path: Path) -> None:
+def test_areas_are_cached(tmp_path: Path) -> None:
     cache = tmp_path / "areas.json"
     labels = [one(BIG, 1), one(TINY, 2)]
     source = Drawn(tmp_path, labels)
@@ -345,7 +345,7 @@ def test_areas_are_kept(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "areas.json").is_file()
 
 
-def test_areas_depend_on_what_a_crowd_is(tmp_path: Path) -> None:
+def test_areas_depend_on_the_crowd_option(tmp_path: Path) -> None:
     images, path = make_coco(tmp_path)
     cache = tmp_path / "areas.json"
     assert CocoInstances(images, path).areas(cache)[2] == {1: 200}
@@ -356,7 +356,7 @@ def test_areas_depend_on_what_a_crowd_is(tmp_path: Path) -> None:
 
 
 def rules(tmp_path: Path) -> Drawn:
-    """Of classes 1 and 2: three large images each, one small one, some with class 3 beside."""
+    """Make images with large and small objects of classes 1 and 2. One also shows class 3."""
     both = trees.boxes_label((80, 100), {(0, 0, 50, 80): 1, (60, 0, 65, 5): 2})
     with_novel = trees.boxes_label((80, 100), {(0, 0, 50, 80): 1, (60, 0, 62, 2): 3})
     return Drawn(
@@ -364,7 +364,7 @@ def rules(tmp_path: Path) -> Drawn:
         [
             one(BIG, 1),
             one(BIG, 2),
-            both,  # 2 is small
+            both,  # class 2 is small
             with_novel,
             one(TINY, 1),
             one(BIG, 2),
@@ -396,14 +396,14 @@ def test_images_of_other_classes(tmp_path: Path) -> None:
     assert torch.equal(target, torch.from_numpy(one((0, 0, 50, 80), 1)))
 
 
-def test_which_class_of_the_query(tmp_path: Path) -> None:
+def test_query_class(tmp_path: Path) -> None:
     source = rules(tmp_path)
 
     def labels(**rule: str) -> set[int]:
         drawn = EpisodeSampler(source, (1, 2), length=140, **rule)
         return {episode.label for episode in drawn if episode.query == 2}
 
-    assert labels() == {1, 2}  # the papers ask for the small one too
+    assert labels() == {1, 2}  # the published rule also takes the small object
     assert labels(query_class="listed") == {1}
 
 
@@ -443,8 +443,8 @@ def _shared(factory: pytest.TempPathFactory) -> Drawn:
     return _kept[0]
 
 
-def test_episodes_stay_what_they_are(tmp_path: Path) -> None:
-    # Written down when this was made: the streams may change with no version of anything.
+def test_episodes_of_a_seed_never_change(tmp_path: Path) -> None:
+    # Expected values of the first version: no later version of any library may change them.
     source = Drawn(tmp_path, [one(BIG, 1 + i % 3) for i in range(21)])
     sampler = EpisodeSampler(source, shots=3, seed=7)
     assert sampler[0] == (0, (6, 15, 18), 1)
@@ -465,7 +465,7 @@ def test_classes_with_too_few_images_are_named(
     sampler = EpisodeSampler(source, length=20)
     assert {episode.label for episode in sampler} == {1}
     assert "too few images for 1 shots, so no episodes of: class 2" in caplog.text
-    # Both are scored, so that the metric can say which had no episode.
+    # The dataset keeps both names, so that the metric can name the class without episodes.
     assert EpisodeDataset(sampler, EvalTransform(64)).class_names == ("class 1", "class 2")
 
 
@@ -484,7 +484,7 @@ def test_classes_with_too_few_images_are_named(
         ({"shots": 5}, "5 shots needs 6 images .* 2048 pixels .* more than 3 \\('class 1'\\)"),
     ],
 )
-def test_refused(tmp_path: Path, options: dict[str, object], message: str) -> None:
+def test_invalid_options(tmp_path: Path, options: dict[str, object], message: str) -> None:
     source = Drawn(tmp_path, [one(BIG, 1)] * 3)
     with pytest.raises(ValueError, match=message):
         EpisodeSampler(source, **options)
@@ -584,7 +584,7 @@ def test_items_are_a_function_of_seed_epoch_and_index(tmp_path: Path, context: s
     assert not torch.equal(queries(DataLoader(other, batch_size=2)), here)
 
 
-def test_items_leave_all_generators_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_items_change_no_global_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(seed: int) -> None:
         raise AssertionError("the generators of GPUs were seeded")
 
@@ -601,7 +601,7 @@ def test_items_leave_all_generators_alone(tmp_path: Path, monkeypatch: pytest.Mo
 def test_base_items(tmp_path: Path) -> None:
     source = rules(tmp_path)
     dataset = BaseDataset(source, (2, 1), EvalTransform(64))
-    assert len(dataset) == 7  # without the image of class 3, and the empty one
+    assert len(dataset) == 7  # without the image that shows class 3, and the empty one
     item = dataset[2]
     expected = trees.boxes_label((80, 100), {(0, 0, 50, 80): 2, (60, 0, 65, 5): 1})
     assert torch.equal(item["target"], torch.from_numpy(expected))
@@ -627,13 +627,13 @@ def test_images_and_labels_move_alike(size: int) -> None:
         assert (target == 1).any()
         assert torch.equal(moved_base == 7, target == 1)
         assert torch.equal(moved_base == 255, target == 255)
-        # They differ by the smoothing of the border alone.
+        # Image and label differ only where smoothing blurs the border.
         wrong = ((moved[0] > 0.5) != (target == 1)) & (target != 255)
         assert wrong.sum() <= 0.1 * (target == 1).sum() + 8
     assert size < 150 or (target == 255).any()
 
 
-def test_without_an_object_any_window_will_do() -> None:
+def test_windows_without_an_object() -> None:
     transform = TrainTransform(32)
     image = torch.arange(64.0).expand(3, 64, 64) / 64
     windows = [transform.query(image, torch.zeros(64, 64, dtype=torch.uint8))[0] for _ in range(8)]
@@ -668,7 +668,7 @@ def test_keeping_the_ratio(size: tuple[int, int]) -> None:
     label[size[0] // 2 :, size[1] // 2 :] = 1
     image = label.float().expand(3, -1, -1)
     moved, target = transform.query(image, label)
-    assert target is label  # the papers score at the query's own size
+    assert target is label  # papers score at the original size of the query
     _, mask = transform.support(image, label)
     inner = [round(side * 64 / max(size)) for side in size]
     assert (mask == 255).sum() == 64 * 64 - inner[0] * inner[1]

@@ -1,4 +1,4 @@
-"""Each exact saving against the plain computation that it replaces."""
+"""Each exact shortcut against the plain computation that it replaces."""
 
 import oracle
 import pytest
@@ -63,7 +63,7 @@ class TestForegroundBox:
             ([], (0, 0, 1, 1)),
             ([(2, 3), (4, 1)], (2, 1, 5, 4)),
             ([(0, 0), (4, 6)], (0, 0, 5, 7)),
-            # A box that the mask fills takes in some background.
+            # If the mask fills its box, the box gets one more row or column.
             ([(2, 3)], (2, 3, 4, 4)),
             ([(4, 6)], (3, 6, 5, 7)),
             ([(row, 3) for row in range(5)], (0, 3, 5, 5)),
@@ -82,8 +82,8 @@ class TestForegroundBox:
         masks[0, 0, 1, 1] = masks[1, 0, 3, 4] = 1
         assert foreground_window(masks) == (1, 1, 4, 5)
 
-    def test_the_prior_knows_that_a_filled_box_has_background_around(self) -> None:
-        """With all cosines negative, the maximum is the 0 of the background."""
+    def test_prior_of_a_filled_box_includes_background(self) -> None:
+        """If all cosines are negative, the maximum is the 0 of the background."""
         query, support = torch.ones(1, 4, 6, 6), -torch.ones(1, 1, 4, 6, 6)
         mask = torch.zeros(1, 1, 6, 6)
         mask[..., 1:3, 2:5] = 1
@@ -94,7 +94,7 @@ class TestForegroundBox:
 @pytest.mark.parametrize("scale", [1e-4, 1e-2, 1, 100])
 @pytest.mark.parametrize("zero", ["nothing", "a query position", "a support position", "a shot"])
 def test_prior_of_features_of_any_length(scale: float, zero: str) -> None:
-    """The guard against division by 0 counts where features are short, and only there."""
+    """The guard against division by 0 has the same effect as in the plain computation."""
     query, support = scale * torch.randn(1, 32, 4, 5), scale * torch.randn(1, 2, 32, 4, 5)
     if zero == "a query position":
         query[..., 1, 1] = 0
@@ -132,7 +132,7 @@ def test_attention_in_chunks(monkeypatch: pytest.MonkeyPatch, chunk: int) -> Non
 
 
 def test_attention_at_the_lowest_temperature() -> None:
-    """exp(1 / temperature) still fits float32, and lower is refused."""
+    """exp(1 / temperature) still fits float32. A lower temperature is refused."""
     module = MatchingAttention(8, 2, temperature=0.02).eval()
     query = torch.randn(1, 8, 30, 30)
     attended, _ = module(query, query[:, None], torch.ones(1, 1, 30, 30))
@@ -143,7 +143,7 @@ def test_attention_at_the_lowest_temperature() -> None:
 
 @pytest.mark.parametrize("base_classes", [0, 3])
 def test_shots_encoded_one_by_one(base_classes: int) -> None:
-    """`encode` takes them one at a time, and `encode_features` at once: the same answers."""
+    """`encode` (one shot at a time) and `encode_features` (all at once) give the same answers."""
     model = make(base_classes=base_classes, shots=3)
     query, supports, masks = episode(2, 3, (72, 100))
     masked = (supports * (masks == 1)[:, :, None]).flatten(0, 1)
@@ -152,8 +152,8 @@ def test_shots_encoded_one_by_one(base_classes: int) -> None:
     assert_same_output(model.match(query, one_by_one), model.match(query, together))
 
 
-def test_what_several_shots_recompute(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same losses and gradients, dropout included, and less kept for the backward pass."""
+def test_recomputing_shots_changes_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses and gradients stay the same, with dropout, but the backward pass needs less memory."""
     module = make(shots=3).freeze_backbone().train()
     query, supports, masks = episode(1, 3)
 
@@ -178,7 +178,7 @@ def test_what_several_shots_recompute(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_batch_statistics_are_of_all_shots_and_the_whole_grid() -> None:
-    """Norms that train see the whole batch at once, whatever the masks cover."""
+    """Norms in training mode see all shots at once, on the whole grid."""
     model: HDMNet = make(frozen_norm=False).train()
     norm = next(m for m in model.backbone.modules() if isinstance(m, nn.BatchNorm2d))
     before = int(norm.num_batches_tracked)
@@ -191,19 +191,19 @@ def test_batch_statistics_are_of_all_shots_and_the_whole_grid() -> None:
 
 
 @pytest.mark.parametrize("target", [(1, 1), (10, 12), (8, 15), (60, 60)])
-def test_nearest_is_that_of_torch(target: tuple[int, int]) -> None:
+def test_nearest_equals_torch(target: tuple[int, int]) -> None:
     for size in (75, 84, 90, 105, 120, 473):
         x = torch.randn(1, 1, size, size + 1)
         assert torch.equal(nearest(x, target), nn.functional.interpolate(x, target))
 
 
 class TestHalfPrecision:
-    """Features come rounded from autocast; what is made of them is not to add to that."""
+    """Autocast rounds the features. Priors, styles and the head must not be rounded again."""
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     @pytest.mark.parametrize("shots", [1, 3])
-    def test_priors_of_features_much_alike(self, shots: int, dtype: torch.dtype) -> None:
-        """Cosines in 0.9 … 1 as ReLU networks have them: bfloat16 knows only 27 of these."""
+    def test_priors_of_similar_features(self, shots: int, dtype: torch.dtype) -> None:
+        """ReLU features have cosines in 0.9 … 1, where bfloat16 has only 27 values."""
         common = torch.randn(64, 1, 1)
         query = (common + 0.2 * torch.randn(2, 64, 9, 8)).to(dtype)
         support = common + 0.2 * torch.randn(2, shots, 64, 9, 8)
@@ -215,7 +215,7 @@ class TestHalfPrecision:
         assert (got - exact).abs().max() < 3e-4
 
     def test_priors_of_any_sign(self) -> None:
-        """The background's 0 is one of those that are rounded; no worse than bfloat16's digits."""
+        """The 0 of the background is rounded too. The error is at most the rounding of bfloat16."""
         query = torch.randn(2, 64, 9, 8).bfloat16()
         support = torch.randn(2, 3, 64, 9, 8) - query.float().mean((0, 2, 3))[:, None, None]
         support[1, 2] = 0
@@ -246,6 +246,7 @@ class TestHalfPrecision:
             with torch.autocast("cpu", torch.bfloat16):
                 rounded = model.match_features(features, encoded, (64, 64))
             exact = model.match_features(tuple(f.float() for f in features), encoded, (64, 64))
-        # The reduced features and, with base learner, its logits are rounded; else 0.01.
+        # Only the reduced features and the logits of the base learner are rounded. If the whole
+        # head were rounded, the difference would be 0.01.
         assert_same(rounded.meta, exact.meta, 0.002)
         assert_same(rounded.final, exact.final, 0.004)

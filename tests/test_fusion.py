@@ -1,4 +1,4 @@
-"""The inference-only copy gives the same answers."""
+"""`fused()`, the copy for inference only, gives the same answers."""
 
 import copy
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_predict_and_encoded_supports(model: HDMNet) -> None:
         assert_same(matcher.predict(picture(), supports).probability, expected)
 
 
-def test_the_original_stays_as_it_is(fresh: HDMNet) -> None:
+def test_the_original_does_not_change(fresh: HDMNet) -> None:
     before = {key: value.clone() for key, value in fresh.state_dict().items()}
     fresh.train()
     fused = fresh.fused()
@@ -71,7 +71,7 @@ def test_is_for_inference_only(model: HDMNet, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_folded_stays(fresh: HDMNet) -> None:
-    """Norms of several processes fold like any; other norms stay, and so does what is between."""
+    """SyncBatchNorm folds like BatchNorm. Other norms and the layers around them stay."""
     inputs = episode(1, 2)
     with torch.inference_mode():
         expected = fresh(*inputs).final
@@ -111,7 +111,7 @@ def test_collapsed_bottleneck(size: tuple[int, int]) -> None:
 
 
 def test_fused_pooling() -> None:
-    """The same answers in both precisions, on a part of the grid and on all of it."""
+    """The answers agree in float32 and bfloat16, on the whole grid and on a part of it."""
     module = PyramidPooling(32, 16)
     fill(module)
     module.eval().requires_grad_(False)
@@ -139,7 +139,7 @@ def test_masks_under_autocast(model: HDMNet) -> None:
 
 
 class TestFold:
-    """What must not be folded is not."""
+    """Norms that cannot be folded stay, and the outputs are the same."""
 
     def test_a_convolution_with_two_readers(self) -> None:
         class TwoReaders(nn.Module):

@@ -1,4 +1,4 @@
-"""Bytes at random: what parses a file reads it, or says in one error that it cannot."""
+"""Random damage: each reader of files reads a damaged file, or raises one clear error."""
 
 import io
 import json
@@ -28,10 +28,10 @@ fuzz = settings(
 
 @st.composite
 def damaged(draw: st.DrawFn, content: bytes) -> bytes:
-    """A file with some bytes changed, and perhaps cut, doubled or with bytes put in."""
+    """Change some bytes of a file. Perhaps also cut it, double it or insert bytes."""
     data = bytearray(content)
     for _ in range(draw(st.integers(1, 8))):
-        # Headers are short, and decide: half of the changes are made there.
+        # Half of the changes are near the start: headers are short, but matter most.
         end = draw(st.sampled_from([min(200, len(data) - 1), len(data) - 1]))
         data[draw(st.integers(0, end))] = draw(st.integers(0, 255))
     match draw(st.integers(0, 5)):

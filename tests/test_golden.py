@@ -1,6 +1,7 @@
-"""Our own outputs, frozen: guards every machine, also where the reference cases are not.
+"""Outputs of small models against stored ones, so that no change alters them by accident.
 
-After a change that is meant to alter them: `python tests/test_golden.py`, and say why.
+After a change that must alter them, run `python tests/test_golden.py`, and explain the change in
+the commit.
 """
 
 from pathlib import Path
@@ -24,7 +25,7 @@ CASES: dict[str, tuple[dict[str, object], int]] = {
 
 
 def inputs(shots: int, size: tuple[int, int] = (40, 56)) -> tuple[Tensor, Tensor, Tensor]:
-    """Random images and block masks, from a generator whose stream never changes."""
+    """Draw random images and block masks, from a generator whose stream never changes."""
     rng = np.random.RandomState(7)
 
     def images(*shape: int) -> Tensor:
@@ -40,7 +41,7 @@ def inputs(shots: int, size: tuple[int, int] = (40, 56)) -> tuple[Tensor, Tensor
 
 
 def compute(case: str) -> dict[str, Tensor]:
-    """Every output of a case, and the losses."""
+    """Compute every output of a case, and the losses."""
     options, shots = CASES[case]
     defaults = {"backbone": "resnet18", "base_classes": 3, "image_size": 64}
     model = HDMNet(**(defaults | options))

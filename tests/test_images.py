@@ -1,4 +1,4 @@
-"""Images, masks and boxes in every form that people keep them."""
+"""Images, masks and boxes in every common form."""
 
 import math
 import re
@@ -22,7 +22,7 @@ DEEP = np.random.default_rng(1).integers(0, 65536, SIZE, dtype=np.uint16)
 DEEP_EXPECTED = torch.from_numpy(DEEP.astype(np.float32) / 65535).expand(3, -1, -1)
 MASK = np.zeros(SIZE, dtype=np.uint8)
 MASK[1:4, 2:7] = 1
-ORIENTATIONS = {  # EXIF orientation: what was stored, given the upright array
+ORIENTATIONS = {  # EXIF orientation: function from the upright array to the stored one
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -35,12 +35,12 @@ ORIENTATIONS = {  # EXIF orientation: what was stored, given the upright array
 
 
 def chw(array: np.ndarray) -> torch.Tensor:
-    """(H, W, 3) uint8 to the expected (3, H, W) in [0, 1]."""
+    """Turn (H, W, 3) uint8 into the expected (3, H, W) in [0, 1]."""
     return torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255
 
 
 def gray3(array: np.ndarray) -> torch.Tensor:
-    """(H, W) uint8 to the expected (3, H, W) in [0, 1]."""
+    """Turn (H, W) uint8 into the expected (3, H, W) in [0, 1]."""
     return chw(np.stack([array] * 3, axis=-1))
 
 
@@ -107,7 +107,7 @@ class TestLoadImage:
         for source in (tmp_path / "palette.png", image):
             equal(load_image(source), chw(palette[indices]))
         assert image.mode == "P"
-        assert image.info.get("transparency") == transparency  # the caller's image is left alone
+        assert image.info.get("transparency") == transparency  # the caller's image is unchanged
 
     def test_cmyk_jpeg(self, tmp_path: Path) -> None:
         path = tmp_path / "cmyk.jpg"
@@ -159,7 +159,7 @@ class TestLoadImage:
         [
             lambda a: a[::-1],
             lambda a: a[:, ::-1],
-            lambda a: a[..., ::-1],  # OpenCV's BGR turned to RGB
+            lambda a: a[..., ::-1],  # OpenCV's BGR turned into RGB
             lambda a: a[::2, 1::3],
             lambda a: np.asfortranarray(a),
             lambda a: np.swapaxes(a, 0, 1),
@@ -195,9 +195,9 @@ class TestLoadImage:
     def test_tensor_that_requires_grad(self) -> None:
         equal(load_image(chw(RGB).requires_grad_()).detach(), chw(RGB))
 
-    @pytest.mark.skipif(torch.__version__ < (2, 14), reason="looks for the device itself")
+    @pytest.mark.skipif(torch.__version__ < (2, 14), reason="older torch needs a real device")
     def test_tensor_stays_on_its_device(self) -> None:
-        with FakeTensorMode():  # torch's own stand-in for a device that is not here
+        with FakeTensorMode():  # a fake GPU
             pixels = torch.zeros(3, H, W, dtype=torch.uint8, device="cuda")
             assert load_image(pixels).device == pixels.device
 
@@ -452,9 +452,9 @@ class TestLoadMask:
         with pytest.raises(ValueError, match=rf"mask has colours \(PIL mode '{mode}'\)"):
             load_mask(image, SIZE)
 
-    def test_cmyk_is_no_gray(self) -> None:
+    def test_cmyk_is_not_grey(self) -> None:
         with pytest.raises(ValueError, match="mask has colours"):
-            load_mask(Image.new("CMYK", (W, H)), SIZE)  # equal channels, but white
+            load_mask(Image.new("CMYK", (W, H)), SIZE)  # its channels are equal, but it is white
 
     @pytest.mark.parametrize(
         ("source", "message"),
@@ -491,7 +491,7 @@ class TestBoxMask:
             ((6, 4, 99, 99), (4, H), (6, W)),
             ((-1e30, -1e30, 1e30, 1e30), (0, H), (0, W)),
             ((1.4, 0.6, 3.4, 2.6), (1, 3), (1, 3)),
-            ((1.5, 0.5, 2.5, 1.5), (1, 2), (2, 3)),  # halves always up: a moved box keeps its size
+            ((1.5, 0.5, 2.5, 1.5), (1, 2), (2, 3)),  # halves round up: a moved box keeps its size
             ((2.5, 1.5, 3.5, 2.5), (2, 3), (3, 4)),
             ((1.5, 0.5, 4.5, 3.5), (1, 4), (2, 5)),
             ((3.6, 1.1, 3.9, 1.2), (1, 2), (3, 4)),  # thinner than a pixel
@@ -519,7 +519,7 @@ class TestBoxMask:
     def test_sequences(self, box) -> None:
         equal(box_mask(box, SIZE), box_mask((2, 1, 5, 4), SIZE))
 
-    def test_is_a_mask(self) -> None:
+    def test_load_mask_accepts_it(self) -> None:
         box = box_mask((2, 1, 5, 4), SIZE)
         equal(load_mask(box, SIZE), box)
 
@@ -547,6 +547,6 @@ class TestBoxMask:
             box_mask(box, SIZE)
 
     @pytest.mark.parametrize("box", [None, "0145", (0, "1", 4, 5), (True,) * 4, {0, 1, 4, 5}])
-    def test_no_numbers(self, box) -> None:
+    def test_not_numbers(self, box) -> None:
         with pytest.raises(TypeError, match="expected four numbers"):
             box_mask(box, SIZE)

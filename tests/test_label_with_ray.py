@@ -1,4 +1,4 @@
-"""The example that labels a folder on Ray, with real actors on this machine."""
+"""examples/label_with_ray.py, with real Ray actors on this machine."""
 
 import json
 import os
@@ -19,6 +19,7 @@ from PIL import Image
 from hdmnet import HDMNet, SupportSet
 from hdmnet.images import load_mask
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "examples" / "label_with_ray.py"
 FISH = ROOT / "examples" / "data" / "fish"
@@ -34,7 +35,7 @@ SUMMARY = re.compile(
 
 @dataclass
 class Collection:
-    """Images on their way to be labelled, and the command that does it."""
+    """A folder of images, and the command that labels it."""
 
     images: Path
     supports: Path
@@ -47,7 +48,7 @@ class Collection:
         return [sys.executable, SCRIPT, self.images, self.supports, self.out, *options]
 
     def run(self) -> tuple[int, ...]:
-        """Give the command again; how many it labelled, could not read, and skipped."""
+        """Run the command. Return how many images it labelled, could not read and skipped."""
         done = subprocess.run(
             self.command, env=self.env, capture_output=True, text=True, timeout=180, check=False
         )
@@ -55,7 +56,7 @@ class Collection:
         return summary(done.stderr)
 
     def masks(self) -> dict[str, int]:
-        """Names and times of all files in `out`, but for the list of errors."""
+        """Return names and times of all files in `out`, except the list of errors."""
         files = (path for path in self.out.rglob("*") if path.is_file())
         times = {str(path.relative_to(self.out)): path.stat().st_mtime_ns for path in files}
         times.pop("errors.jsonl", None)
@@ -85,11 +86,11 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Collection]
     whole = (images / "00.jpg").read_bytes()
     for name, content in zip(BAD, [whole[: len(whole) // 2], b"words", b""], strict=True):
         (images / name).write_bytes(content)
-    (images / "notes.txt").write_text("no image, and no suffix of one")
+    (images / "notes.txt").write_text("not an image, by content and by suffix")
     supports = images.parent / "fish.safetensors"
     model = HDMNet.from_pretrained("hdmnet-lite0")
     model.encode_supports(FISH / "support_1.jpg", FISH / "support_1.png").save(supports)
-    # Ray's sockets need a short path, and it writes into the home folder.
+    # Ray needs a short path for its sockets, and it writes into the home folder.
     with TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as short:
         env = os.environ | {"RAY_TMPDIR": short, "HOME": short}
         env.pop("RAY_ADDRESS", None)
@@ -98,9 +99,9 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Collection]
 
 @pytest.fixture(scope="module")
 def labelled(collection: Collection) -> Collection:
-    """A collection labelled by two actors, one of which was killed midway."""
+    """A collection that two actors labelled. One of them was killed during the work."""
     pytest.importorskip("ray.data")
-    import psutil  # Ray brings it
+    import psutil  # installed with Ray
 
     def actors() -> list[psutil.Process]:
         found = []
@@ -141,7 +142,7 @@ def test_every_image_has_one_mask_though_an_actor_was_killed(labelled: Collectio
     assert labelled.errors() == sorted(BAD)
 
 
-def test_masks_are_what_predict_answers(labelled: Collection) -> None:
+def test_masks_equal_predict(labelled: Collection) -> None:
     model = HDMNet.from_pretrained("hdmnet-lite0")
     supports = SupportSet.load(labelled.supports)
     for name in [*GOOD[::12], *ODD_NAMES[:2]]:

@@ -1,4 +1,4 @@
-"""`FewShotIoU` against a plain count."""
+"""`FewShotIoU` against a plain count of pixels."""
 
 import warnings
 
@@ -25,7 +25,7 @@ def draw(count: int, seed: int = 0) -> tuple[dict[str, Tensor], Tensor, Tensor]:
 
 
 def plain(mask: Tensor, target: Tensor, label: Tensor) -> tuple[list[float], float]:
-    """IoU of each class, and FB-IoU, pixel by pixel."""
+    """Count the IoU of each class, and FB-IoU, pixel by pixel."""
     sums = [[[0, 0], [0, 0]] for _ in NAMES]
     for i in range(len(label)):
         for said, expected in zip(
@@ -66,7 +66,7 @@ def test_any_split_gives_the_same_bits() -> None:
     assert first.compute() == whole.compute()
 
 
-def test_a_class_that_is_never_asked_for() -> None:
+def test_a_class_without_episodes() -> None:
     masks, target, _ = draw(6)
     metric = FewShotIoU(NAMES)
     metric.update(masks["final"], target, torch.tensor([0, 0, 2, 2, 2, 2]))
@@ -78,7 +78,7 @@ def test_a_class_that_is_never_asked_for() -> None:
     assert scores["episodes/dog"] == 0
 
 
-def test_forward_says_nothing_of_classes_that_a_batch_lacks() -> None:
+def test_forward_does_not_warn_of_classes_without_episodes() -> None:
     masks, target, _ = draw(6)
     metric = FewShotIoU(NAMES)
     label = torch.tensor([0, 0, 2, 2, 2, 2], dtype=torch.int32)
@@ -113,7 +113,7 @@ def test_perfect_and_wrong() -> None:
     assert metric.episodes.sum() == 0
 
 
-def test_refused() -> None:
+def test_invalid_arguments() -> None:
     masks, target, label = draw(4)
     metric = FewShotIoU(NAMES)
     mask = masks["final"]

@@ -32,7 +32,7 @@ def test_shapes(model: HDMNet, batch: int, shots: int, size: tuple[int, int]) ->
 class TestShots:
     @pytest.mark.parametrize("trained", [1, 5])
     @pytest.mark.parametrize("shots", [2, 5])
-    def test_identical_shots_are_one_shot(self, trained: int, shots: int) -> None:
+    def test_identical_shots_equal_one_shot(self, trained: int, shots: int) -> None:
         model = make(shots=trained)
         query, support, mask = episode()
         one = model(query, support, mask)
@@ -48,7 +48,7 @@ class TestShots:
             model(query, supports, masks),
             model(query, supports[:, order], masks[:, order]),
         )
-        if trained == 3:  # the learned weights keep their sorted order: `final` is not invariant
+        if trained == 3:  # learned weights follow sorted distances: `final` depends on the order
             actual, expected = (o._replace(final=o.meta) for o in (actual, expected))
         assert_same_output(actual, expected)
 
@@ -66,7 +66,7 @@ class TestShots:
         assert model(query, supports, masks).final.shape == (1, 2, 64, 48)
 
 
-def test_a_batch_is_its_episodes(model: HDMNet) -> None:
+def test_episodes_of_a_batch_are_independent(model: HDMNet) -> None:
     inputs = episode(batch=3, shots=2)
     together = model(*inputs)
     for i in range(3):
@@ -148,7 +148,7 @@ class TestWithoutBaseLearner:
         model = make(base_classes=0)
         query, supports, masks = episode()
         before = model(query, supports, masks).prior
-        with torch.no_grad():  # what only f4 reads
+        with torch.no_grad():  # layer4 changes only f4
             for p in model.backbone.body.layer4.parameters():
                 p.add_(0.3 * torch.randn_like(p))
         after = model(query, supports, masks).prior
@@ -308,7 +308,7 @@ class TestTraining:
         target = inputs[2][:, 0]
 
         def gradients() -> dict[str, Tensor]:
-            torch.manual_seed(0)  # dropout is on
+            torch.manual_seed(0)  # the same dropout each time
             fresh.train().zero_grad()
             EpisodeLoss()(fresh(*inputs), target).total.backward()
             return {n: p.grad.clone() for n, p in fresh.named_parameters() if p.grad is not None}

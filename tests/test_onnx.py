@@ -35,7 +35,7 @@ def exported(
 
 @pytest.mark.parametrize(
     ("batch", "shots", "size"),
-    # At 90, 105 and 120 pixels ONNX's own nearest neighbours are not torch's.
+    # At 90, 105 and 120 pixels, nearest neighbours of ONNX differ from those of torch.
     [(1, 2, (64, 80)), (1, 1, (72, 72)), (3, 3, (101, 90)), (1, 2, (105, 120))],
 )
 def test_same_scores(
@@ -50,7 +50,7 @@ def test_same_scores(
         expected = model.scores(query, encoded)
     from_graph = run(encoder, [supports, masks])
     assert_same(run(matcher, [query, *from_graph])[0], expected, 1e-4)
-    # What PyTorch encodes, with background positions left out, fits the graph as well.
+    # The graph also takes supports from PyTorch, which leaves out background positions.
     assert_same(run(matcher, [query, *encoded.named_tensors().values()])[0], expected, 1e-4)
 
 

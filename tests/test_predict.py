@@ -1,4 +1,4 @@
-"""From people's images to masks and back."""
+"""`predict`, from images in any form to masks."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_result(model: HDMNet, support: tuple) -> None:
 
 
 def test_is_the_forward_pass(model: HDMNet, support: tuple) -> None:
-    """What `predict` adds: resize, normalise, the two scores clamped, resize back."""
+    """`predict` resizes, normalises, calls the model, resizes back and clamps the two scores."""
     image, mask = support
     query = picture()
 
@@ -56,7 +56,7 @@ def test_is_the_forward_pass(model: HDMNet, support: tuple) -> None:
     assert_same(model.predict(query, image, mask).probability, expected)
 
 
-def test_scores_below_zero_are_no_foreground(fresh: HDMNet, support: tuple) -> None:
+def test_negative_scores_are_not_foreground(fresh: HDMNet, support: tuple) -> None:
     with torch.no_grad():
         fresh.ensemble.gram_merge.weight.copy_(torch.tensor([-1.0, 0]).view(1, 2, 1, 1))
     result = fresh.predict(picture(), *support)
@@ -100,7 +100,7 @@ def test_all_kinds_of_input_agree(model: HDMNet, support: tuple, tmp_path: Path)
         assert_same(model.predict(q, s, m).probability, expected)
 
 
-def test_leaves_the_model_as_it_was(fresh: HDMNet, support: tuple) -> None:
+def test_does_not_change_the_model(fresh: HDMNet, support: tuple) -> None:
     fresh.train()
     fresh.cascade.eval()  # a mode that train() alone would not restore
     modes = [m.training for m in fresh.modules()]
@@ -149,7 +149,7 @@ class TestSegmentation:
     def result(self) -> Segmentation:
         probability = torch.zeros(70, 90)
         probability[20:50, 30:60] = 0.9
-        probability[:5] = 0.5  # not above one half
+        probability[:5] = 0.5  # exactly 0.5 is not in the mask
         return Segmentation(probability)
 
     def test_mask(self, result: Segmentation) -> None:
@@ -217,7 +217,7 @@ def test_results_are_ordinary_tensors(model: HDMNet, support: tuple) -> None:
 def test_eight_threads_on_one_model(
     fresh: HDMNet, support: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model in eval mode is only read, so any number of threads may use it."""
+    """`predict` only reads a model in eval mode, so any number of threads may share it."""
     pictures = [picture(seed=seed) for seed in range(16)]
     encoded = fresh.encode_supports(*support)
     expected = [fresh.predict(image, encoded).probability for image in pictures]
@@ -229,7 +229,7 @@ def test_eight_threads_on_one_model(
 
 
 def test_a_model_in_training_mode_is_switched_and_put_back(fresh: HDMNet, support: tuple) -> None:
-    """Dropout is off in `predict`. Every module gets its own mode back, after an error too."""
+    """`predict` turns dropout off. Every module gets its own mode back, also after an error."""
     encoded = fresh.encode_supports(*support)
     expected = fresh.predict(picture(), encoded).probability
     fresh.freeze_backbone().train()

@@ -1,4 +1,4 @@
-"""What the README shows works as written."""
+"""The snippets and links of the README and of pages in docs."""
 
 import re
 import shutil
@@ -36,11 +36,11 @@ def test_snippet_runs(
 
 
 @pytest.mark.parametrize("page", ["README.md", "hdmnet/weights/README.md"])
-def test_nothing_is_left_to_fill_in(page: str) -> None:
+def test_no_placeholder_is_left(page: str) -> None:
     assert not re.search(r"@[A-Z]+@|TODO|TBD", (ROOT / page).read_text(encoding="utf-8"))
 
 
-def test_it_is_short() -> None:
+def test_readme_is_short() -> None:
     assert len(README.splitlines()) < 150
     assert len(snippets("README.md")) == 2
 

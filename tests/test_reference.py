@@ -1,4 +1,4 @@
-"""The network against the released model's own outputs."""
+"""The network against outputs of the released model."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ CASES = (
 
 
 def official_state(folder: Path, case: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The official state dict of a case, and its arguments."""
+    """Make the official state dict of a case. Return it with the arguments of the case."""
     from synthetic import tensor_for
 
     with safe_open(folder / f"{case}.safetensors", "pt") as file:
@@ -46,13 +46,13 @@ def official_state(folder: Path, case: str) -> tuple[dict[str, Tensor], dict[str
 
 
 def load(folder: Path, case: str) -> tuple[HDMNet, dict[str, Any], dict[str, Tensor]]:
-    """The model of a case, its arguments and its tensors."""
+    """Load the model of a case, its arguments and its expected tensors."""
     state, arguments = official_state(folder, case)
     return convert.from_official(state), arguments, load_file(folder / f"{case}.safetensors")
 
 
 def inputs(arguments: dict[str, Any]) -> list[Tensor]:
-    """Query, supports and masks of a case."""
+    """Make query, supports and masks of a case."""
     from synthetic import episode
 
     arrays = episode(
@@ -71,7 +71,7 @@ def test_outputs(reference: Path, case: str) -> None:
     model.base_learner.register_forward_hook(lambda *args: seen.update(base_low=args[2]))
     with torch.inference_mode():
         output = model(*inputs(arguments))
-    *support_tokens, seen["query_tokens"] = tokens  # supports are encoded one by one
+    *support_tokens, seen["query_tokens"] = tokens  # one call for each support, then the query
     seen["support_tokens"] = torch.stack(support_tokens, dim=1).flatten(0, 1)
     seen |= {"final": output.final, "meta": output.meta, "prior": output.prior}
     seen |= {f"correlation_{i}": c for i, c in enumerate(output.correlations)}

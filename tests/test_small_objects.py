@@ -1,4 +1,4 @@
-"""Objects smaller than a cell of the grid take part all the same."""
+"""Objects smaller than a grid cell take part in the matching."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ SIZE, GRID = (45, 61), (6, 8)
 
 
 def squares(side: int) -> torch.Tensor:
-    """(1, K, 45, 61): one square in each place."""
+    """Make masks (1, K, 45, 61) with one square each, at every position."""
     places = [(y, x) for y in range(SIZE[0] - side + 1) for x in range(SIZE[1] - side + 1)]
     masks = torch.zeros(1, len(places), *SIZE)
     for mask, (y, x) in zip(masks[0], places, strict=True):
@@ -20,12 +20,12 @@ def squares(side: int) -> torch.Tensor:
 
 
 def shown(masks: torch.Tensor) -> torch.Tensor:
-    """Which of the objects show on the grid."""
+    """Return which objects the grid shows."""
     return nearest(masks, GRID).flatten(2).any(dim=2)
 
 
 @pytest.mark.parametrize("side", [1, 2, 5, 7])
-def test_none_vanishes(side: int) -> None:
+def test_no_object_vanishes(side: int) -> None:
     masks = squares(side)
     before = shown(masks)
     assert before.any()
@@ -34,7 +34,7 @@ def test_none_vanishes(side: int) -> None:
     assert shown(widened).all()
     assert ((widened - masks) >= 0).all()
     assert torch.equal(widened[before], masks[before])
-    # Not by more than the cells that it touches.
+    # An object grows at most to the four cells of 8 × 8 pixels that it touches.
     assert widened.sum((-2, -1)).max() <= 4 * 8 * 8
 
 
@@ -54,7 +54,7 @@ def test_a_compiled_graph_does_the_same() -> None:
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_the_network_sees_them(fused: bool) -> None:
-    """Without its cell the object would be the same as an empty mask."""
+    """Without widening, the object would count as an empty mask."""
     model = make()
     model = model.fused() if fused else model
     query, supports, masks = episode()
@@ -69,8 +69,8 @@ def test_the_network_sees_them(fused: bool) -> None:
     assert (small.final - empty.final).abs().max() > 1e-3
 
 
-def test_of_a_large_photograph(model: HDMNet) -> None:
-    """Before the grid, `predict` shrinks the mask to the model's size."""
+def test_a_small_object_in_a_large_photograph(model: HDMNet) -> None:
+    """The object is not lost when its mask shrinks to the image size of the model."""
     photograph = torch.rand(3, 900, 1200)
     mask = torch.zeros(900, 1200)
     empty = model.encode_supports(photograph, mask)

@@ -1,4 +1,4 @@
-"""Encoded supports: saved, moved, merged."""
+"""Encoded supports are saved, moved and merged."""
 
 from pathlib import Path
 
@@ -56,7 +56,7 @@ class TestFile:
         with pytest.raises(ValueError, match="has changed since"):
             probability(model, supports)
 
-    def test_any_value_counts(self) -> None:
+    def test_fingerprint_depends_on_weights_only(self) -> None:
         model = make(base_classes=0)
         before = model.fingerprint()
         weight = model.query_merge[0].weight
@@ -71,7 +71,7 @@ class TestFile:
         model.image_size += 8
         assert model.fingerprint() == before
 
-    def test_features_are_guarded_as_well(self, model: HDMNet) -> None:
+    def test_match_features_checks_the_model(self, model: HDMNet) -> None:
         other = make(base_classes=model.config["base_classes"])
         with torch.no_grad():
             other.query_merge[0].weight.mul_(2)
@@ -121,13 +121,13 @@ class TestFile:
 
 
 class TestMerge:
-    def test_is_encoding_together(self, model: HDMNet) -> None:
+    def test_equals_encoding_together(self, model: HDMNet) -> None:
         merged = encode(model, 2, 1).merge(encode(model, 1, 3))
         assert merged.shots == 3
         assert_same(probability(model, merged), probability(model, encode(model, 3, 1)))
 
     def test_of_sets_with_masks_of_different_area(self, model: HDMNet) -> None:
-        """One mask that covers its whole support (no background), one that covers little of it."""
+        """One mask covers its whole support (no background), the other covers little of it."""
         full, small = torch.ones(100, 80), box_mask((5, 5, 15, 15), (100, 80))
         images = [picture(80, 100, seed) for seed in (1, 2)]
         sets = [model.encode_supports(i, m) for i, m in zip(images, (full, small), strict=True)]
@@ -136,7 +136,7 @@ class TestMerge:
             assert_same(probability(model, merged), probability(model, together))
 
     def test_negative_cosines_beside_a_full_mask(self) -> None:
-        """Without background, a shot's prior may be negative, and merging must not add a 0."""
+        """Without background the prior can be negative, and merging must not add a 0."""
         query, full = torch.ones(1, 4, 3, 3), -torch.ones(1, 1, 4, 2, 2)
         large = -torch.ones(1, 1, 4, 3, 3)
         parts = [foreground_features(x, torch.ones(1, 1, 3, 3)) for x in (full, large)]
@@ -174,7 +174,7 @@ def test_to(model: HDMNet) -> None:
 
 
 @pytest.mark.parametrize(("of", "to", "kind"), [(0, 3, "without"), (3, 0, "with")])
-def test_of_a_model_of_another_kind(of: int, to: int, kind: str) -> None:
+def test_supports_of_another_kind_of_model(of: int, to: int, kind: str) -> None:
     query, supports, masks = episode()
     encoded = make(base_classes=of).encode(supports, masks)
     with pytest.raises(ValueError, match=f"a model {kind} base learner encoded"):
