@@ -321,7 +321,7 @@ class HubMixin(PyTorchModelHubMixin):
         if self.is_fused:
             raise RuntimeError("a fused model cannot be loaded again: save the original")
         folder = Path(save_directory)
-        card = self.generate_model_card(repo_id=repo_id, **(model_card_kwargs or {}))
+        card = self.generate_model_card(**{"repo_id": repo_id, **(model_card_kwargs or {})})
         tensors = cast(nn.Module, self).state_dict()
         checkpoint.save(folder, self.config, tensors, str(card))
         if not push_to_hub:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from hostile import MODEL, encoded, photograph, pixels
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
@@ -18,12 +18,12 @@ from hdmnet.convert import read_checkpoint
 from hdmnet.images import load_image, load_mask
 
 FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "JPEG2000")
-fuzz = settings(
-    max_examples=300,
-    deadline=None,
-    derandomize=True,  # the same in every run
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+
+
+@pytest.fixture(params=[100, pytest.param(3000, marks=pytest.mark.slow)])
+def fuzz(request: pytest.FixtureRequest) -> settings:
+    """The number of examples, and the same examples in every run."""
+    return settings(max_examples=request.param, deadline=None, derandomize=True)
 
 
 @st.composite
@@ -46,7 +46,7 @@ def damaged(draw: st.DrawFn, content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_images(tmp_path: Path, format: str) -> None:
+def test_images(fuzz: settings, tmp_path: Path, format: str) -> None:
     path = tmp_path / "image"
 
     @fuzz
@@ -64,7 +64,7 @@ def test_images(tmp_path: Path, format: str) -> None:
     read()
 
 
-def test_masks(tmp_path: Path) -> None:
+def test_masks(fuzz: settings, tmp_path: Path) -> None:
     path, buffer = tmp_path / "mask", io.BytesIO()
     Image.fromarray(pixels(1, 255)).save(buffer, "PNG")
 
@@ -80,7 +80,7 @@ def test_masks(tmp_path: Path) -> None:
     read()
 
 
-def test_weights(tmp_path: Path) -> None:
+def test_weights(fuzz: settings, tmp_path: Path) -> None:
     path, expected = tmp_path / "weights", {"a": torch.rand(2, 3), "b": torch.rand(4)}
 
     @fuzz
@@ -99,7 +99,7 @@ def test_weights(tmp_path: Path) -> None:
     read()
 
 
-def test_support_sets(tmp_path: Path) -> None:
+def test_support_sets(fuzz: settings, tmp_path: Path) -> None:
     path = tmp_path / "set"
     MODEL.encode_supports(photograph(), pixels(1, 1, 1)).save(path)
 
@@ -116,7 +116,7 @@ def test_support_sets(tmp_path: Path) -> None:
     read()
 
 
-def test_checkpoints(tmp_path: Path) -> None:
+def test_checkpoints(fuzz: settings, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint"
     torch.save({"state_dict": {"a": torch.rand(2, 3)}, "epoch": 3}, path)
 
@@ -140,16 +140,21 @@ JSON = st.recursive(
 NUMBERS = st.integers(-2, 40) | st.integers() | st.floats()
 
 
-@fuzz
-@given(JSON | st.fixed_dictionaries({}, optional=dict.fromkeys(MODEL.config, JSON | NUMBERS)))
-def test_configurations(tmp_path: Path, content: object) -> None:
+def test_configurations(fuzz: settings, tmp_path: Path) -> None:
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(content), encoding="utf-8")
-    try:
-        config = read_config(path, MODEL.config)
-        with torch.device("meta"):
-            model = HDMNet(**{"backbone": "mobilenetv3_small_050"} | config)
-    except (TypeError, ValueError) as error:
-        assert str(error)
-    else:
-        assert model.config["dim"] % 2 == 0
+    known = st.fixed_dictionaries({}, optional=dict.fromkeys(MODEL.config, JSON | NUMBERS))
+
+    @fuzz
+    @given(JSON | known)
+    def read(content: object) -> None:
+        path.write_text(json.dumps(content), encoding="utf-8")
+        try:
+            config = read_config(path, MODEL.config)
+            with torch.device("meta"):
+                model = HDMNet(**{"backbone": "mobilenetv3_small_050"} | config)
+        except (TypeError, ValueError) as error:
+            assert str(error)
+        else:
+            assert model.config["dim"] % 2 == 0
+
+    read()
