@@ -1,9 +1,9 @@
 """hdmnet: few-shot semantic segmentation with trainable, composable parts."""
 
 from hdmnet import convert
+from hdmnet.annotations import box_mask
 from hdmnet.base import FewShotModel
 from hdmnet.hub import PretrainedInfo, list_pretrained
-from hdmnet.images import box_mask
 from hdmnet.losses import EpisodeLoss, EpisodeLosses
 from hdmnet.model import HDMNet
 from hdmnet.nn import (

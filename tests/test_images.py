@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch._subclasses import FakeTensorMode
 
-from hdmnet.images import box_mask, load_image, load_mask
+from hdmnet.annotations import box_mask
+from hdmnet.images import load_image, load_mask
 
 pytestmark = pytest.mark.filterwarnings("error")
 
