@@ -1,7 +1,7 @@
-"""Turn images, masks and boxes of many kinds into tensors."""
+"""Turn images and masks of many kinds into tensors."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import IO, Any, TypeAlias
 
 import numpy as np
