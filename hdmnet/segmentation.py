@@ -25,9 +25,9 @@ class Segmentation:
 
     @classmethod
     def from_scores(cls, scores: Tensor, size: Sequence[int]) -> Self:
-        """Make probabilities of the scores of one query.
+        """Turn the scores of one query into probabilities at its own size.
 
-        p = f / (b + f), with the scores b of the background and f of the object, at least 0.
+        p = f / (b + f), with the scores b of the background and f of the object, clamped at 0.
 
         Args:
             scores: (1, 2, h, w) scores, background first.
@@ -48,15 +48,18 @@ class Segmentation:
         color: tuple[int, int, int] = (255, 80, 0),
         opacity: float = 0.5,
     ) -> Image.Image:
-        """The query with the mask tinted and outlined.
+        """Draw the mask on the query, tinted and outlined.
 
         Args:
-            image: The query, of the mask's size.
+            image: The query itself.
             color: R, G, B in 0 … 255.
-            opacity: Of the tint, in [0, 1].
+            opacity: Opacity of the tint, in [0, 1].
 
         Raises:
-            ValueError: If the image is not of the mask's size.
+            ValueError: If the image does not have the size of the mask.
+
+        Example:
+            >>> result.overlay("query.jpg").save("overlay.png")
         """
         pixels = load_image(image).cpu()
         if pixels.shape[-2:] != self.mask.shape:
@@ -73,10 +76,13 @@ class Segmentation:
         return Image.fromarray((blended * 255).round().byte().permute(1, 2, 0).numpy())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the mask as a PNG file: 255 = object, 0 = background; `load_mask` reads it back.
+        """Write the mask as a PNG file: 255 = object, 0 = background.
 
         Raises:
             ValueError: If `path` does not end in .png.
+
+        Example:
+            >>> result.save("mask.png")
         """
         path = Path(path)
         if path.suffix.lower() != ".png":

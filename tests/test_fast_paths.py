@@ -9,6 +9,7 @@ from torch import nn
 from hdmnet import (
     EpisodeLoss,
     HDMNet,
+    HDMNetOutput,
     MatchingAttention,
     PyramidPooling,
     cosine_prior,
@@ -23,6 +24,54 @@ from hdmnet.nn._resize import nearest
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+def test_each_shortcut_names_its_formula() -> None:
+    """Every public function and class of `_fast` says in its docstring what it equals."""
+    shortcuts = [
+        value
+        for name, value in vars(_fast).items()
+        if getattr(value, "__module__", "") == _fast.__name__ and not name.startswith("_")
+    ]
+    assert len(shortcuts) >= 10
+    silent = [s.__name__ for s in shortcuts if "Equals: " not in s.__doc__]
+    assert silent == ["Window"]  # the type that foreground_window returns
+
+
+@pytest.mark.parametrize("base_classes", [0, 3])
+@pytest.mark.parametrize("shots", [1, 3])
+def test_the_whole_network_without_shortcuts(
+    monkeypatch: pytest.MonkeyPatch, base_classes: int, shots: int
+) -> None:
+    """The formulas as written, `fast = False`, have the same outputs and the same gradients."""
+    model = make(base_classes=base_classes, shots=shots).freeze_backbone()
+    inputs = episode(2, shots, (72, 89))
+
+    def step() -> tuple[HDMNetOutput, list[torch.Tensor]]:
+        model.zero_grad()
+        output = model(*inputs)
+        (output.meta.square().mean() + output.correlations[-1].square().mean()).backward()
+        return output, [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    output, gradients = step()
+    for block in (MatchingAttention, PyramidPooling):
+        monkeypatch.setattr(block, "fast", False)
+    plain_output, plain_gradients = step()
+    assert_same_output(output, plain_output)
+    for got, expected in zip(gradients, plain_gradients, strict=True):
+        assert_same(got, expected, 1e-3)
+
+
+def test_the_prior_of_compiled_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled graphs compute the formula as written."""
+    query, support = torch.randn(2, 8, 5, 6), torch.randn(2, 3, 8, 5, 6)
+    mask = (torch.rand(2, 3, 5, 6) > 0.5).float()
+    mask[0, 1] = 0
+    fast = cosine_prior(query, support, mask)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    plain = cosine_prior(query, support, mask)
+    assert_same(fast, plain)
+    assert_same(plain, oracle.cosine_prior(query, support, mask))
 
 
 class TestPyramidPooling:
