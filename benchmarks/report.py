@@ -13,7 +13,7 @@ LIMITS = {
     "query, 5-shot set": 1.6,
     "cold predict, 1 shot": 2.8,
     "cold predict, 5 shots": 7.5,
-    "query, 5-shot set, bf16 autocast": 0.8,
+    "query, 5-shot set, bf16 autocast": 0.85,
     "16 queries in a call, 5-shot set, each": 1.5,
     "training step, 1 shot, batch 2": 7.0,
     "training step, 5 shots, batch 1": 9.0,
