@@ -1,4 +1,4 @@
-"""What a network can do once it can encode supports and score queries."""
+"""The base class of networks that encode supports and score queries."""
 
 import copy
 import hashlib
@@ -25,7 +25,7 @@ from hdmnet.supports import SupportSet
 
 
 class FewShotModel(nn.Module, HubMixin, ABC):
-    """A network that segments in a query image what masked support images show.
+    """Base class of networks that segment a query image, given masked support images.
 
     A subclass sets `backbone` and `image_size` in its constructor, whose arguments are JSON values.
     It implements `encode` and `scores`. It then has prediction on images, fused copies, freezing,

@@ -301,7 +301,7 @@ class HubMixin(PyTorchModelHubMixin):
         model_card_kwargs: dict[str, Any] | None = None,
         **push_to_hub_kwargs: Any,
     ) -> str | None:
-        """Write model.safetensors, config.json and, if there is none, a model card README.md.
+        """Write model.safetensors, config.json and, if README.md is missing, a model card.
 
         The new files replace those in the folder only after all of them are written.
 

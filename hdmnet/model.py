@@ -31,7 +31,7 @@ Features = tuple[Tensor, Tensor, Tensor]
 
 
 class HDMNet(FewShotModel):
-    """Segments in a query image the class that K masked support images show.
+    """The network of the paper: segments the class of K masked support images in a query image.
 
     Args:
         backbone: `resnet50`, `resnet101` or `vgg16` as in the paper, or any timm model with a
@@ -45,7 +45,7 @@ class HDMNet(FewShotModel):
         heads: Attention heads of each stage, finest first. Its length is the number of stages.
         dropout: Dropout probability in the transformer blocks.
         feature_dropout: Probability of dropping a channel of the reduced features.
-        shot_hidden_dim: Hidden channels of the shot weighting; 0 is for one layer without bias.
+        shot_hidden_dim: Hidden channels of the shot weighting; 0 means one layer without bias.
         frozen_norm: Whether every BatchNorm stays in eval mode in training, as in the paper.
         pretrained_backbone: Whether to download timm's ImageNet weights. It is not saved with the
             model: a reload never downloads a backbone.
@@ -263,7 +263,7 @@ class HDMNet(FewShotModel):
     def scores(self, query: Tensor, supports: SupportSet) -> Tensor:
         """Compute only the `final` scores of `match`, for inference.
 
-        The result of `encode_supports` needs `torch.inference_mode()` or `no_grad()` around it.
+        Call it in `torch.inference_mode()` or `no_grad()` if `supports` come from `encode_supports`.
 
         Args:
             query: (B, 3, H, W), as for `forward`.

@@ -9,7 +9,7 @@ class HDMNetOutput(NamedTuple):
     """Scores, correlation maps and priors of B queries of H × W whose feature grid is h × w."""
 
     final: Tensor
-    """(B, 2, H, W) merged scores, background first. They are no logits: their argmax decides."""
+    """(B, 2, H, W) merged scores, background first. They are not logits: their argmax decides."""
     meta: Tensor
     """(B, 2, H, W) logits of the matching network."""
     base: Tensor | None

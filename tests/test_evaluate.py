@@ -127,6 +127,7 @@ def test_other_data(evaluate: Evaluate, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings(NEVER)
+@pytest.mark.slow
 def test_two_processes_score_the_same(evaluate: Evaluate, tmp_path: Path) -> None:
     root = make_voc(tmp_path)
     arguments = ["pascal", root, "--fold", "1", "--episodes", "7", "--model", tmp_path / "model"]

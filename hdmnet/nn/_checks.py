@@ -4,7 +4,7 @@ from torch import Tensor
 
 
 def check_type(name: str, value: object, kind: type | tuple[type, ...], meaning: str) -> None:
-    """Raise TypeError unless `value` is of the kind, which `meaning` puts into words."""
+    """Raise TypeError unless `value` is of type `kind`, which the error calls `meaning`."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be {meaning}, got {value!r}")
 

@@ -41,7 +41,7 @@ def recompute(function: Callable[..., T], *inputs: object) -> T:
     return checkpoint(function, *inputs, use_reentrant=False)
 
 
-# What a mask leaves to compute
+# Foreground only
 
 
 def keep_foreground(x: Tensor, mask: Tensor, *, spare: int = 0) -> tuple[Tensor, Tensor]:
@@ -188,7 +188,7 @@ def inner_products(x: Tensor, vectors: Tensor) -> Tensor:
 
     Equals: x.flatten(2).mT @ vectors.mT.
 
-    As 1 × 1 convolutions these products take oneDNN, torch's CPU library, half of the time.
+    On a CPU they are computed as 1 × 1 convolutions, which take oneDNN half of the time.
 
     Args:
         x: (B, C, h, w) map.
@@ -353,7 +353,7 @@ class CollapsedBottleneck(nn.Module):
 
 
 def collapse(bottleneck: nn.Module) -> nn.Module:
-    """Return the bottleneck with its three convolutions as one, once its norms are folded.
+    """Merge the three convolutions of a bottleneck whose norms are folded.
 
     Equals: bottleneck. It is returned unchanged if a module is left between the convolutions.
     """

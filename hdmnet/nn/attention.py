@@ -17,7 +17,7 @@ FROM_HEADS = "b heads n d -> b n (heads d)"
 class SpatialReductionAttention(nn.Module):
     """Multi-head self-attention whose keys and values come from a spatially reduced map.
 
-    out = W_o softmax_j(q_i · k_j / √d) v_j per head, with q = W_q x, k = W_k r, v = W_v r and
+    out_i = W_o Σ_j softmax_j(q_i · k_j / √d) v_j per head, with q = W_q x, k = W_k r, v = W_v r and
     r = LN(conv(x)), a convolution whose kernel and stride are `reduction`.
 
     Args:

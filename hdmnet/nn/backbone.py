@@ -1,4 +1,4 @@
-"""Frozen features: three levels of any timm model, on one grid."""
+"""Backbone features: three levels of any timm model, on one grid."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,8 +16,8 @@ from hdmnet.nn._resize import upsample
 PAPER_BACKBONES = {"resnet50": "resnet50s", "resnet101": "resnet101s", "vgg16": "vgg16_bn"}
 """The paper's names, and timm's names of the models with the same parameters."""
 
-# What the families of timm offer, by the name of timm's module. A model of no list keeps its own
-# strides, and takes the image sizes that it was made for.
+# What the families of timm offer, by the name of timm's module. A model in none of these lists keeps
+# its own strides, and takes the image sizes that it was made for.
 _DILATED = (  # stride 8 by dilation, `output_stride`
     *("byoanet", "byobnet", "convnext", "cspnet", "cspnext", "efficientnet", "hardcorenas"),
     *("inception_next", "mobilenetv3", "mobilevit", "nfnet", "regnet", "res2net", "resnest"),
@@ -49,7 +49,7 @@ class FeaturePyramid(nn.Module):
         std: Standard deviation of each channel.
 
     Raises:
-        ValueError: If timm has no such model, or no pyramid of three feature levels of it.
+        ValueError: If timm does not know the model, or cannot give three feature levels of it.
 
     Example:
         >>> [tuple(x.shape) for x in FeaturePyramid("resnet50")(torch.rand(1, 3, 473, 473))]

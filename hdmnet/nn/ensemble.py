@@ -36,7 +36,7 @@ class BaseLearner(nn.Module):
 class ShotWeighting(nn.Module):
     """Weighted mean of the K distances between query and supports.
 
-    e = Σ_k w_k e_k, with w = softmax_k(layers(sort(e))). The layers are K → hidden_dim → K with
+    e = Σ_k w_k e_k, with w = softmax(layers(sort(e_1 … e_K))). The layers are K → hidden_dim → K with
     bias and a ReLU between, or one layer K → K without bias.
 
     The weights are learned for the number of shots of the training. Any other K gets uniform
@@ -44,7 +44,7 @@ class ShotWeighting(nn.Module):
 
     Args:
         shots: Number of shots K_t that the weights are trained with.
-        hidden_dim: Hidden channels of the layers. 0 is for a single layer without bias.
+        hidden_dim: Hidden channels of the layers. 0 means a single layer without bias.
 
     Example:
         >>> ShotWeighting(5)(torch.rand(2, 5)).shape
@@ -125,7 +125,7 @@ class BaseMetaEnsemble(nn.Module):
                 for. The base map g leaves it out.
 
         Returns:
-            (B, 2, h, w) scores of background and object. They are no logits and do not add up to 1.
+            (B, 2, h, w) scores of background and object. They are not logits.
 
         Raises:
             ValueError: If `base_class` has the wrong shape or is out of range.

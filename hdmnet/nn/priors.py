@@ -17,7 +17,7 @@ EPS = 1e-7
 def masked_average_pool(features: Tensor, mask: Tensor) -> Tensor:
     """Average the features of the object: the prototype of each shot.
 
-    p = Σ_i s_i m_i / (Σ_i m_i + 5e-4), over the positions i of a shot.
+    p = Σ_j m_j s_j / (Σ_j m_j + 5e-4), over the positions j of a shot.
 
     Args:
         features: (B, K, C, h, w) support features s.

@@ -14,7 +14,7 @@ class PyramidPooling(nn.Module):
 
     f5 = BN(conv3×3([x, up(ReLU(BN(conv1×1(pool_s(x))))) for each grid size s])).
 
-    There is no ReLU at the end: the prior compares f5 before it, and the base learner has it.
+    There is no ReLU at the end: the prior compares f5 without it, and the base learner applies it.
 
     Args:
         in_channels: Channels C of the input, at least as many as `bins` has entries.
