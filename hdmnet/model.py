@@ -263,7 +263,7 @@ class HDMNet(FewShotModel):
     def scores(self, query: Tensor, supports: SupportSet) -> Tensor:
         """Compute only the `final` scores of `match`, for inference.
 
-        Call it in `torch.inference_mode()` or `no_grad()` if `supports` come from `encode_supports`.
+        If `encode_supports` made the supports, call it in `torch.inference_mode()` or `no_grad()`.
 
         Args:
             query: (B, 3, H, W), as for `forward`.

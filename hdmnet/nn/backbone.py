@@ -16,8 +16,8 @@ from hdmnet.nn._resize import upsample
 PAPER_BACKBONES = {"resnet50": "resnet50s", "resnet101": "resnet101s", "vgg16": "vgg16_bn"}
 """The paper's names, and timm's names of the models with the same parameters."""
 
-# What the families of timm offer, by the name of timm's module. A model in none of these lists keeps
-# its own strides, and takes the image sizes that it was made for.
+# What the families of timm offer, by the name of timm's module. A model in no list keeps its own
+# strides, and takes the image sizes that it was made for.
 _DILATED = (  # stride 8 by dilation, `output_stride`
     *("byoanet", "byobnet", "convnext", "cspnet", "cspnext", "efficientnet", "hardcorenas"),
     *("inception_next", "mobilenetv3", "mobilevit", "nfnet", "regnet", "res2net", "resnest"),

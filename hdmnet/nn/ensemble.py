@@ -36,8 +36,8 @@ class BaseLearner(nn.Module):
 class ShotWeighting(nn.Module):
     """Weighted mean of the K distances between query and supports.
 
-    e = Σ_k w_k e_k, with w = softmax(layers(sort(e_1 … e_K))). The layers are K → hidden_dim → K with
-    bias and a ReLU between, or one layer K → K without bias.
+    e = Σ_k w_k e_k, with w = softmax(layers(sort(e_1 … e_K))). The layers are K → hidden_dim → K
+    with bias and a ReLU between, or one layer K → K without bias.
 
     The weights are learned for the number of shots of the training. Any other K gets uniform
     weights w_k = 1 / K. One shot gets w = 1.

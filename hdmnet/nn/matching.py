@@ -119,7 +119,8 @@ class CascadeMatching(nn.Module):
         y_s = up(y_{s+1}) + parse(z_s + up(y_{s+1}))
         logits = conv1×1(BN(conv3×3(BN(conv1×1(y_0)))))
 
-    up resizes bilinearly to the next finer grid. Each level has its own parse = ReLU(BN(conv1×1(BN(conv3×3(BN(conv1×1(·))))))).
+    Each level has its own parse = ReLU(BN(conv1×1(BN(conv3×3(BN(conv1×1(·))))))). up resizes
+    bilinearly to the next finer grid.
 
     Args:
         dim: Channels C of the tokens.
