@@ -64,13 +64,13 @@ class PyramidPooling(nn.Module):
             (B, out_channels, h, w), of either sign. With a `box`, h and w are those of the box.
         """
         cells = [branch(x) for branch in self.branches]
-        if self.fast:
-            conv, norm = cast(nn.Conv2d, self.fuse[0]), self.fuse[1]
-            box = box or _fast.Window(0, 0, x.shape[-2], x.shape[-1])
-            return norm(_fast.pyramid_convolution(x, cells, conv.weight, conv.bias, box))
-        pooled = [upsample(cell, x.shape[-2:], align_corners=True) for cell in cells]
-        f5 = self.fuse(torch.cat([x, *pooled], dim=1))
-        return f5 if box is None else box.crop(f5)
+        if not self.fast:
+            pooled = [upsample(cell, x.shape[-2:], align_corners=True) for cell in cells]
+            f5 = self.fuse(torch.cat([x, *pooled], dim=1))
+            return f5 if box is None else box.crop(f5)
+        conv, norm = cast(nn.Conv2d, self.fuse[0]), self.fuse[1]
+        box = box or _fast.Window(0, 0, x.shape[-2], x.shape[-1])
+        return norm(_fast.pyramid_convolution(x, cells, conv.weight, conv.bias, box))
 
     def fuse_(self) -> None:
         """Fold the norms in place, for inference."""
