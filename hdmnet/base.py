@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache, partial
 from typing import Any, ClassVar, Self, cast, overload
 
 import torch
@@ -34,13 +35,13 @@ class FewShotModel(nn.Module, HubMixin, ABC):
     Attributes:
         backbone: Features, and the mean and std that images are normalised with.
         image_size: Height and width in pixels that `predict` resizes images to.
-        frozen_norm: Whether every BatchNorm stays in eval mode in training, as in the paper.
+        frozen_norm: Whether every BatchNorm stays in eval mode in training.
         free_arguments: Names of constructor arguments that change no encoded support.
     """
 
     backbone: FeaturePyramid
     image_size: int
-    frozen_norm: bool = True
+    frozen_norm: bool = False
     free_arguments: ClassVar[tuple[str, ...]] = ("image_size",)
 
     def __init__(self) -> None:
@@ -48,9 +49,7 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         self._backbone_frozen = False
         self._fused_fingerprint: str | None = None
         self._hashed: tuple[list[tuple[int, int]], str] | None = None
-        self._process = os.getpid()
-        if _is_forked_worker():
-            torch.set_num_threads(1)
+        _use_one_thread_after_forks()
 
     @abstractmethod
     def encode(self, supports: Tensor, masks: Tensor) -> SupportSet:
@@ -67,6 +66,9 @@ class FewShotModel(nn.Module, HubMixin, ABC):
     @abstractmethod
     def scores(self, query: Tensor, supports: SupportSet) -> Tensor:
         """Score the pixels of B queries.
+
+        The supports may come from another model, and one episode may serve all queries. Call
+        `supports.check_fits` and `supports.expand` first.
 
         Args:
             query: (B, 3, H, W) RGB, normalised with `backbone.mean` and `backbone.std`.
@@ -100,7 +102,6 @@ class FewShotModel(nn.Module, HubMixin, ABC):
             >>> fish = model.encode_supports(["a.jpg", "b.jpg"], ["a.png", "b.png"])
             >>> results = model.predict(["query_1.jpg", "query_2.jpg"], fish)
         """
-        self._leave_parent()
         images, mask_list = _as_list(supports), _as_list(masks)
         if len(images) != len(mask_list) or not images:
             raise ValueError(
@@ -165,7 +166,6 @@ class FewShotModel(nn.Module, HubMixin, ABC):
             >>> result = model.predict("query.jpg", ["support.jpg"], ["support_mask.png"])
             >>> result.overlay("query.jpg").save("overlay.png")
         """
-        self._leave_parent()
         if isinstance(supports, SupportSet):
             if masks is not None:
                 raise ValueError("a SupportSet already holds its masks: leave masks out")
@@ -214,7 +214,6 @@ class FewShotModel(nn.Module, HubMixin, ABC):
             >>> fast = model.fused()
             >>> result = fast.predict("query.jpg", fish)
         """
-        self._leave_parent()
         if self.is_fused:
             return copy.deepcopy(self)
         fused = fusion.fused_copy(self)
@@ -247,18 +246,9 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         return self._hashed[1]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Unpickle: the model now belongs to this process."""
+        """Unpickle, perhaps in a worker process."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._process = os.getpid()
-
-    def _leave_parent(self) -> None:
-        """Compute with one thread in a forked process, as torch's own data loaders do.
-
-        The other threads of OpenMP do not survive a fork, and torch would wait for them forever.
-        """
-        if os.getpid() != self._process:
-            torch.set_num_threads(1)
-            self._process = os.getpid()
+        _use_one_thread_after_forks()
 
     # Training
 
@@ -341,6 +331,20 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@cache
+def _use_one_thread_after_forks() -> None:
+    """Let forked processes compute with one thread, as torch's own data loaders do.
+
+    The other threads of OpenMP do not survive a fork, and torch would wait for them forever. This
+    covers every fork of a process that has made a model, and every worker that `multiprocessing`
+    forked before.
+    """
+    if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+        os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
+    if _is_forked_worker():
+        torch.set_num_threads(1)
 
 
 def _is_forked_worker() -> bool:

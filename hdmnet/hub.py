@@ -204,6 +204,8 @@ result.save("mask.png")
 
 ## Citation
 
+The library implements this paper:
+
 ```bibtex
 @inproceedings{{peng2023hierarchical,
   title     = {{Hierarchical Dense Correlation Distillation for Few-Shot Segmentation}},
@@ -317,9 +319,17 @@ class HubMixin(PyTorchModelHubMixin):
 
         Raises:
             RuntimeError: If the model is a `fused` copy.
+            TypeError: If an argument of the model's constructor is not a named JSON value.
         """
         if self.is_fused:
             raise RuntimeError("a fused model cannot be loaded again: save the original")
+        names = set(inspect.signature(type(self).__init__).parameters)
+        names -= {"self", "pretrained_backbone"}
+        if lost := sorted(names - self.config.keys()):
+            raise TypeError(
+                f"config.json cannot hold the arguments of {type(self).__name__}: "
+                f"{', '.join(lost)}. Name each in the constructor, and pass JSON values"
+            )
         folder = Path(save_directory)
         card = self.generate_model_card(**{"repo_id": repo_id, **(model_card_kwargs or {})})
         tensors = cast(nn.Module, self).state_dict()
@@ -372,13 +382,16 @@ class HubMixin(PyTorchModelHubMixin):
             trained_on: The training data.
             metric: The measured figure, with its protocol.
         """
-        config, kind = self.config, type(self)
+        config, kind, size = self.config, type(self), cast(Any, self).image_size
         parameters = sum(p.numel() for p in cast(nn.Module, self).parameters())
+        base_classes = config.get("base_classes")
+        if base_classes == 0:
+            base_classes = "none: no base learner"
         rows = {
             "backbone": f"`{config['backbone']}`" if "backbone" in config else None,
             "trained with": _shots(config["shots"]) if "shots" in config else None,
-            "base classes": config.get("base_classes") or "none: no base learner",
-            "input": f"{config['image_size']} × {config['image_size']} pixels",
+            "base classes": base_classes,
+            "input": f"{size} × {size} pixels",
             "parameters": f"{parameters / 1e6:.1f} million",
             "trained on": trained_on or NOT_STATED,
             "measured": metric or NOT_STATED,
@@ -396,7 +409,7 @@ class HubMixin(PyTorchModelHubMixin):
                 title=repo_id.split("/")[-1] if repo_id else kind.__name__,
                 source=repo_id or ".",
                 kind=kind.__name__,
-                module=kind.__module__.split(".")[0],
+                module="hdmnet" if kind.__module__.startswith("hdmnet.") else kind.__module__,
                 table="\n".join(f"| {name} | {value} |" for name, value in rows.items() if value),
             )
         )

@@ -197,7 +197,7 @@ class HDMNet(FewShotModel):
         mask = widen_small((masks == 1).to(f2.dtype), f4.shape[-2:])
         s = self.support_reduce(torch.cat([f3, f2], dim=1))
         with no_autocast(s):  # as in `_compare`
-            s = s.to(self.support_merge[0].weight.dtype)
+            s = s.to(next(self.support_merge.parameters()).dtype)
             prototypes = masked_average_pool(rearrange(s, SHOTS, k=shots), mask).to(s.dtype)
             p = rearrange(prototypes, "b k c -> (b k) c 1 1").expand_as(s)
             tokens = self.support_merge(torch.cat([s, p], dim=1))
@@ -297,7 +297,7 @@ class HDMNet(FewShotModel):
         q = self.query_reduce(torch.cat([f3, f2], dim=1))
         # float32: cheap here, and bf16 would move mask borders.
         with no_autocast(q):
-            q = q.to(self.query_merge[0].weight.dtype)
+            q = q.to(next(self.query_merge.parameters()).dtype)
             p = supports.prototypes.mean(dim=1).to(q.dtype)[..., None, None].expand_as(q)
             tokens = self.query_merge(torch.cat([q, p, (PRIOR_SCALE * prior).to(q.dtype)], dim=1))
             meta, correlations = self.cascade.match(
@@ -313,7 +313,7 @@ class HDMNet(FewShotModel):
         return HDMNetOutput(final, meta, base, correlations, prior)
 
     def _f5(self, f3: Tensor, f4: Tensor, box: _fast.Window | None = None) -> Tensor:
-        """The other feature of the prior, inside of the window: f5, or f3 without base learner."""
+        """Return f5, or f3 without base learner, inside of the window."""
         if self.psp is not None:
             return self.psp(f4, box)
         return f3 if box is None else box.crop(f3)

@@ -29,11 +29,13 @@ if __name__ == "__main__":
     alone = predict(MODEL)
     with get_context(sys.argv[1]).Pool(2) as pool:
         answers = pool.map(work, range(4))
+        answers += pool.map(predict, [MODEL, MODEL])  # pickled
     assert all((answer - alone).abs().max() < 1e-6 for answer in answers)
     if sys.argv[1] == "fork" and not (child := os.fork()):
         signal.alarm(60)
-        same = (predict(MODEL) - alone).abs().max() < 1e-6
-        os._exit(0 if same else 1)
+        models = MODEL, make(**MODEL.config), MODEL.fused()
+        same = [(predict(model) - alone).abs().max() < 1e-6 for model in models]
+        os._exit(0 if all(same) else 1)
     if sys.argv[1] == "fork":
         assert os.waitpid(child, 0)[1] == 0
     print("works: the same answers as in the parent")

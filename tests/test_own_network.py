@@ -11,7 +11,7 @@ from conftest import assert_same
 from torch import nn
 
 import hdmnet
-from hdmnet import FewShotModel, HDMNet, SupportSet
+from hdmnet import FeaturePyramid, FewShotModel, HDMNet, SupportSet
 from hdmnet.images import load_image, load_mask
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -106,6 +106,38 @@ def test_must_implement_both_methods() -> None:
 
     with pytest.raises(TypeError, match="scores"):
         Half()
+
+
+class Fixed(FewShotModel):
+    """A network whose input size is no argument."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.backbone, self.image_size, self.scale = FeaturePyramid("resnet18"), 65, scale
+
+    def encode(self, supports: torch.Tensor, masks: torch.Tensor) -> SupportSet:
+        return SupportSet(supports.mean((-2, -1)) * self.scale)
+
+    def scores(self, query: torch.Tensor, supports: SupportSet) -> torch.Tensor:
+        return query[:, :2].relu()
+
+
+class Open(HDMNet):
+    """A network whose arguments have no names."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__("resnet18", base_classes=0, **options)
+
+
+def test_saves_named_arguments_only(tmp_path: Path) -> None:
+    Fixed(2.0).save_pretrained(tmp_path / "fixed")
+    assert Fixed.from_pretrained(tmp_path / "fixed").scale == 2
+    card = (tmp_path / "fixed" / "README.md").read_text(encoding="utf-8")
+    assert "| input | 65 × 65 pixels |" in card
+    assert "base classes" not in card
+    with pytest.raises(TypeError, match=r"arguments of Open: options\. Name each"):
+        Open(dim=32).save_pretrained(tmp_path / "open")
+    assert not (tmp_path / "open").exists()
 
 
 def test_evaluate(network: FewShotModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

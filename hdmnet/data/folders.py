@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from hdmnet.data.source import VOID, LabelledImages, read_pixels, require_files
 from hdmnet.images import load_mask
+from hdmnet.preprocess import IGNORE
 
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-_IGNORE = 255
 
 
 class _ClassFolders(LabelledImages):
@@ -31,7 +31,7 @@ class _ClassFolders(LabelledImages):
         """See `LabelledImages.label`."""
         mask = self._mask(index)
         label = np.where(mask == 1, self._values[index], 0)
-        label[mask == _IGNORE] = VOID
+        label[mask == IGNORE] = VOID
         return label.astype(np.int32)
 
     def _mask(self, index: int) -> NDArray[np.uint8]:

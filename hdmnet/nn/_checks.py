@@ -46,6 +46,6 @@ def check_images(name: str, images: Tensor, axes: str, smallest: int) -> None:
         raise ValueError(f"{name} must be ({axes}){least}, got {tuple(images.shape)}")
     if min(images.shape[-2:]) < smallest:
         raise ValueError(
-            f"{name} of {images.shape[-2]} × {images.shape[-1]} pixels are too small for the "
-            f"coarsest stage: height and width must be at least {smallest}"
+            f"{name} images of {images.shape[-2]} × {images.shape[-1]} pixels are too small for "
+            f"the coarsest stage: height and width must be at least {smallest}"
         )

@@ -1,8 +1,8 @@
 """Exact shortcuts of the formulas in the other files.
 
 Each function begins with "Equals:" and the plain formula. `tests/test_fast_paths.py` compares the
-two. Compiled and exported graphs must not depend on values or on the number of shots, so most
-shortcuts are for eager mode only.
+two. Compiled and exported graphs must not depend on values or on the number of shots, so
+`keep_foreground`, `foreground_window` and `max_cosine` are for eager mode only.
 """
 
 import logging
@@ -281,7 +281,7 @@ def fold_norms(root: nn.Module) -> None:
     try:
         nodes = list(_Tracer().trace(root).nodes)
     except Exception as error:  # torch.fx raises many types on code that depends on values
-        logger.info("%s keeps its norms: torch.fx cannot trace it (%s)", type(root), error)
+        logger.info("%s keeps its norms: torch.fx cannot trace it (%s)", type(root).__name__, error)
         return
     calls = Counter(node.target for node in nodes if node.op == "call_module")
     for node in nodes:

@@ -175,11 +175,14 @@ class MatchingAttention(nn.Module):
         q = upcast(rearrange(q, TO_HEADS, heads=self.heads))
         with no_autocast(query):
             q = F.normalize(q, dim=-1, eps=1e-12) / self.temperature
-            k, mv, k_sum = (x.to(q.dtype) for x in support[:3])
-            out = _fast.attend(q, k, mv) if self.fast else (q @ k.mT).softmax(dim=-2) @ mv
+            if self.fast:
+                out = _fast.attend(q, support.key, support.value)
+            else:
+                k, mv = support.key.to(q.dtype), support.value.to(q.dtype)
+                out = (q @ k.mT).softmax(dim=-2) @ mv
             out = out * (self.shots / shots)
             # Σ_j m_j S_ij = q_i · Σ_j m_j k_j: the correlation map needs no S.
-            mean_k = k_sum / (support.area[:, None, None] + 1e-9)
+            mean_k = support.key_sum / (support.area[:, None, None] + 1e-9)
             correlation = (q @ mean_k[..., None].to(q.dtype)).squeeze(-1).mean(dim=1)
         out = self.dropout(self.out(rearrange(out, FROM_HEADS).to(self.out.weight.dtype)))
         height = query.shape[-2]

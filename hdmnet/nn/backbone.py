@@ -37,7 +37,8 @@ class FeaturePyramid(nn.Module):
 
     `resnet50`, `resnet101` and `vgg16` follow the paper: ResNet has stride 8 by dilation, VGG the
     grid of f3 (stride 16). Any other name is a timm model with a feature pyramid. It has stride 8
-    by dilation where timm can dilate it. Otherwise f3 and f4 are resized to the grid of f2.
+    by dilation if its family is listed in this file. Otherwise f3 and f4 are resized to the grid of
+    f2.
 
     Args:
         name: One of the paper's names, or a timm model name.
@@ -133,12 +134,12 @@ def _create_body(name: str, *, pretrained: bool) -> Any:  # timm has three class
     # The last level of VGG is a pool after f4.
     levels = (2, 3, 4) if name == "vgg16_bn" else (-3, -2, -1)
     options = next((x for modules, x in _OPTIONS if is_model_in_modules(name, modules)), {})
+    options = {"features_only": True, "out_indices": levels, **options}
     try:
-        return timm.create_model(
-            name, pretrained=pretrained, features_only=True, out_indices=levels, **options
-        )
-    except RuntimeError as error:  # no feature pyramid, or no such weights
+        body = timm.create_model(name, **options)
+    except (AssertionError, RuntimeError) as error:  # no three levels, or no such weights
         raise ValueError(f"timm has no pyramid of three levels of {name!r}: {error}") from error
+    return timm.create_model(name, pretrained=True, **options) if pretrained else body
 
 
 def _dilate_first_blocks(body: nn.Module) -> None:
