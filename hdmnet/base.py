@@ -226,10 +226,11 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         return self._fused_fingerprint is not None
 
     def fingerprint(self) -> str:
-        """Return a short hash of architecture and weights, by which a model knows its supports.
+        """Return a short hash of architecture and weights.
 
-        A `fused` copy has the fingerprint of its original. Casting changes the fingerprint. Writing
-        through `Tensor.data` goes unnoticed.
+        `encode_supports` stores it in the set, so that no other model uses the set. A `fused` copy
+        has the fingerprint of its original. Casting changes the fingerprint. Writing through
+        `Tensor.data` goes unnoticed.
         """
         if self._fused_fingerprint is not None:
             return self._fused_fingerprint
