@@ -152,19 +152,19 @@ def max_cosine(query: Tensor, unit: Tensor, norm: Tensor, eps: float) -> Tensor:
     if not _is_negligible(eps, query_norm, norm):
         guards = (eps / n.where(n > 0, 1)[:, None] for n in norm.split(together, dim=1))
         best = [
-            (_products(full, u) / (query_norm[..., None] + guard)).amax(-1)
+            (inner_products(full, u) / (query_norm[..., None] + guard)).amax(-1)
             for u, guard in zip(units, guards, strict=True)
         ]
     elif query.dtype == full.dtype:
         # One division for each query position is enough, after the maximum.
-        best = [_products(full, u).amax(-1) / query_norm for u in units]
+        best = [inner_products(full, u).amax(-1) / query_norm for u in units]
     else:
         # Half-precision products keep three digits. Only the difference to the mean support is
         # multiplied in half precision. The products with the mean are added in float32.
         inside = (norm > 0).sum(dim=(1, 2)).clamp(min=1)
-        mean = unit.sum(dim=(1, 2)) / inside[:, None]
-        common = inner_products(full, mean[:, None])
-        rest = (_products(query, (u - mean[:, None, None]).to(query.dtype)) for u in units)
+        mean = (unit.sum(dim=(1, 2)) / inside[:, None])[:, None, None]
+        common = inner_products(full, mean)[..., 0]
+        rest = (inner_products(query, (u - mean).to(query.dtype)) for u in units)
         # upcast: the maximum of bfloat16 takes a CPU several times as long.
         best = [(upcast(r).amax(-1) + common) / query_norm for r in rest]
     return torch.cat(best, dim=2)
@@ -178,32 +178,28 @@ def _is_negligible(eps: float, query_norm: Tensor, norm: Tensor) -> bool:
     return bool(query_norm.amin() * smallest > eps * 2**24)
 
 
-def _products(query: Tensor, support: Tensor) -> Tensor:
-    """(B, C, h, w) and (B, K, n, C) → (B, h · w, K, n)."""
-    return inner_products(query, support.flatten(1, 2)).unflatten(2, support.shape[1:3])
+def inner_products(query: Tensor, support: Tensor) -> Tensor:
+    """Multiply every query position by every support position.
 
+    Equals: einsum("b c h w, b k n c -> b (h w) k n").
 
-def inner_products(x: Tensor, vectors: Tensor) -> Tensor:
-    """Multiply every position of a map by every vector.
-
-    Equals: x.flatten(2).mT @ vectors.mT.
-
-    On a CPU they are computed as 1 × 1 convolutions, which take oneDNN half of the time.
+    As 1 × 1 convolutions these products take oneDNN, torch's CPU library, half of the time.
 
     Args:
-        x: (B, C, h, w) map.
-        vectors: (B, n, C) vectors.
+        query: (B, C, h, w) features.
+        support: (B, K, n, C) features.
 
     Returns:
-        (B, h · w, n) products.
+        (B, h · w, K, n) products.
     """
-    if x.device.type != "cpu":
-        return x.flatten(2).mT @ vectors.mT
-    products = []
-    for one, v in zip(x.split(1), vectors, strict=True):
-        products.append(F.conv2d(one, v[..., None, None]))
-    # torch.cat of a single tensor would copy it.
-    return (products[0] if len(products) == 1 else torch.cat(products)).flatten(2).mT
+    if query.device.type != "cpu":
+        products = query.flatten(2).mT @ support.flatten(1, 2).mT
+    else:
+        pairs = zip(query.split(1), support.flatten(1, 2), strict=True)
+        maps = [F.conv2d(q, s[..., None, None]) for q, s in pairs]
+        # torch.cat of a single tensor would copy it.
+        products = (maps[0] if len(maps) == 1 else torch.cat(maps)).flatten(2).mT
+    return products.unflatten(2, support.shape[1:3])
 
 
 # PSP head

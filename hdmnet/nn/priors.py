@@ -93,9 +93,10 @@ def foreground_features(support: Tensor, mask: Tensor) -> PriorFeatures:
 def max_cosine(query: Tensor, support: PriorFeatures) -> Tensor:
     """Compute `cosine_prior` of a query (B, C, h, w) and the result of `foreground_features`."""
     with no_autocast(query):
-        unit, norm = (x.to(upcast(query).dtype) for x in support)
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        unit, norm = support.unit.to(dtype), support.norm.to(dtype)
         if torch.compiler.is_compiling():
-            q = rearrange(upcast(query), "b c h w -> b 1 (h w) c")
+            q = rearrange(query.to(dtype), "b c h w -> b 1 (h w) c")
             s = unit * norm[..., None]
             cosine = q @ s.mT / (q.norm(dim=-1, keepdim=True) * norm[:, :, None] + EPS)
             best = rearrange(cosine.amax(dim=-1), "b k n -> b n k")
