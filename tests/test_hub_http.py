@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import make
 from hub_server import HubServer, Repo
-from huggingface_hub import constants
+from huggingface_hub import close_session, constants
 from huggingface_hub.errors import HfHubHTTPError
 
 from hdmnet import HDMNet
@@ -131,6 +131,7 @@ def test_nothing_cached_and_no_network(server: HubServer, tmp_path: Path) -> Non
         HDMNet.from_pretrained(NAME, cache_dir=tmp_path, local_files_only=True)
     server.shutdown()
     server.server_close()
+    close_session()  # else the client's first connection of this process stays open
     with pytest.raises(ConnectionError, match=r"cannot be reached or fails.*HF_ENDPOINT"):
         HDMNet.from_pretrained(NAME, cache_dir=tmp_path)
 
