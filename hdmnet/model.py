@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hdmnet.base import FewShotModel
-from hdmnet.nn import _fast
-from hdmnet.nn._checks import check_images, check_integer, check_probabilities, check_type
+from hdmnet.nn import _checks, _fast
 from hdmnet.nn._precision import no_autocast, upcast
 from hdmnet.nn._resize import nearest, upsample, widen_small
+from hdmnet.nn.attention import SupportTokens
 from hdmnet.nn.backbone import FeaturePyramid
 from hdmnet.nn.encoder import HierarchicalEncoder, SelfAttentionStage
 from hdmnet.nn.ensemble import BaseLearner, BaseMetaEnsemble
@@ -78,18 +78,18 @@ class HDMNet(FewShotModel):
         pretrained_backbone: bool = False,
     ) -> None:
         super().__init__()
-        check_type("backbone", backbone, str, "the name of a model")
-        check_type("heads", heads, (list, tuple), "a sequence of int")
-        check_type("frozen_norm", frozen_norm, bool, "a bool")
-        check_integer("number of heads", len(heads), 1, 6)  # each stage halves the grid
+        _checks.check_type("backbone", backbone, str, "the name of a model")
+        _checks.check_type("heads", heads, (list, tuple), "a sequence of int")
+        _checks.check_type("frozen_norm", frozen_norm, bool, "a bool")
+        _checks.check_integer("number of heads", len(heads), 1, 6)  # each stage halves the grid
         for i, count in enumerate(heads):
-            check_integer(f"heads[{i}]", count, 1, 2**14)
-        check_integer("base_classes", base_classes, 0, 10**6)
-        check_integer("shots", shots, 1, 10**4)
-        check_integer("shot_hidden_dim", shot_hidden_dim, 0, 10**4)
-        check_integer("image_size", image_size, 1, 2**14)
-        check_integer("dim", dim, 2, 2**14)
-        check_probabilities(dropout=dropout, feature_dropout=feature_dropout)
+            _checks.check_integer(f"heads[{i}]", count, 1, 2**14)
+        _checks.check_integer("base_classes", base_classes, 0, 10**6)
+        _checks.check_integer("shots", shots, 1, 10**4)
+        _checks.check_integer("shot_hidden_dim", shot_hidden_dim, 0, 10**4)
+        _checks.check_integer("image_size", image_size, 1, 2**14)
+        _checks.check_integer("dim", dim, 2, 2**14)
+        _checks.check_probabilities(dropout=dropout, feature_dropout=feature_dropout)
         self.image_size = image_size
         self.frozen_norm = frozen_norm
 
@@ -141,11 +141,7 @@ class HDMNet(FewShotModel):
             >>> model(query, supports, torch.ones(1, 5, 473, 473)).final.shape
             torch.Size([1, 2, 473, 473])
         """
-        if query.ndim == 4 and query.shape[0] != supports.shape[0]:
-            raise ValueError(
-                "query and supports must hold the same number of episodes B, got "
-                f"{tuple(query.shape)} and {tuple(supports.shape)}"
-            )
+        _checks.check_episodes(query, supports)
         return self.match(query, self.encode(supports, masks), base_class)
 
     def encode(self, supports: Tensor, masks: Tensor) -> SupportSet:
@@ -158,31 +154,29 @@ class HDMNet(FewShotModel):
         Raises:
             ValueError: As `forward`.
         """
-        check_images("supports", supports, "B, K, 3, H, W", self.smallest_size)
-        if masks.shape != supports.shape[:2] + supports.shape[3:]:
-            raise ValueError(
-                f"masks must be (B, K, H, W) of the supports {tuple(supports.shape)}, got "
-                f"{tuple(masks.shape)}"
-            )
+        _checks.check_images("supports", supports, "B, K, 3, H, W", self.smallest_size)
+        _checks.check_masks(masks, supports)
         masked = supports * (masks == 1)[:, :, None].to(supports.dtype)
         if self._computes_at_once():
             features = self.backbone(rearrange(masked, "b k c h w -> (b k) c h w"))
             return self.encode_features(features, masks)
         # One shot at a time, and computed again in the backward pass: memory grows little with K.
         again = supports.shape[1] > 1 and torch.is_grad_enabled()
-        sets = []
-        for image, mask in zip(masked.unbind(dim=1), masks.split(1, dim=1), strict=True):
-            arguments = self.backbone(image), mask
-            encode = self.encode_features
-            sets.append(_fast.recompute(encode, *arguments) if again else encode(*arguments))
-        return sets[0].merge(*sets[1:])
+        first, *others = (
+            self.encode_features(self.backbone(image), mask, recompute=again)
+            for image, mask in zip(masked.unbind(dim=1), masks.split(1, dim=1), strict=True)
+        )
+        return first.merge(*others)
 
-    def encode_features(self, features: Features, masks: Tensor) -> SupportSet:
+    def encode_features(
+        self, features: Features, masks: Tensor, *, recompute: bool = False
+    ) -> SupportSet:
         """Do the work of `encode` on given features, for example those of a frozen backbone.
 
         Args:
             features: The result of `backbone` for the B · K supports, each multiplied by its mask.
             masks: (B, K, H, W), as for `forward`.
+            recompute: Whether the backward pass computes the tokens again, to save memory.
 
         Raises:
             ValueError: If there is not one image for each mask, or the grid is too small.
@@ -195,14 +189,10 @@ class HDMNet(FewShotModel):
                 f"got {f2.shape[0]} images"
             )
         mask = widen_small((masks == 1).to(f2.dtype), f4.shape[-2:])
-        s = self.support_reduce(torch.cat([f3, f2], dim=1))
-        with no_autocast(s):  # as in `_compare`
-            s = s.to(next(self.support_merge.parameters()).dtype)
-            prototypes = masked_average_pool(rearrange(s, SHOTS, k=shots), mask).to(s.dtype)
-            p = rearrange(prototypes, "b k c -> (b k) c 1 1").expand_as(s)
-            tokens = self.support_merge(torch.cat([s, p], dim=1))
-            levels = [rearrange(level, SHOTS, k=shots) for level in self.encoder(tokens)]
-            stages = self.cascade.encode(levels, mask)
+        tokens = self._support_tokens
+        prototypes, stages = (
+            _fast.recompute(tokens, f2, f3, mask) if recompute else tokens(f2, f3, mask)
+        )
         # The prior compares the foreground: f5 is computed there only.
         mask = nearest(mask, f4.shape[-2:])
         box = None if self._computes_at_once() else _fast.foreground_window(mask)
@@ -216,6 +206,18 @@ class HDMNet(FewShotModel):
             prior_features=(foreground_features(f5, mask), foreground_features(f4, mask)),
             gram=None if self.ensemble is None else gram_matrix(f2),
         )
+
+    def _support_tokens(
+        self, f2: Tensor, f3: Tensor, mask: Tensor
+    ) -> tuple[Tensor, tuple[SupportTokens, ...]]:
+        s = self.support_reduce(torch.cat([f3, f2], dim=1))
+        with no_autocast(s):  # as in `_compare`
+            s = s.to(next(self.support_merge.parameters()).dtype)
+            prototypes = masked_average_pool(rearrange(s, SHOTS, k=mask.shape[1]), mask).to(s.dtype)
+            p = rearrange(prototypes, "b k c -> (b k) c 1 1").expand_as(s)
+            tokens = self.support_merge(torch.cat([s, p], dim=1))
+            levels = [rearrange(level, SHOTS, k=mask.shape[1]) for level in self.encoder(tokens)]
+            return prototypes, self.cascade.encode(levels, mask)
 
     def match(
         self, query: Tensor, supports: SupportSet, base_class: Tensor | None = None
@@ -231,7 +233,7 @@ class HDMNet(FewShotModel):
         Raises:
             ValueError: As `forward`.
         """
-        check_images("query", query, "B, 3, H, W", self.smallest_size)
+        _checks.check_images("query", query, "B, 3, H, W", self.smallest_size)
         size = (query.shape[-2], query.shape[-1])
         return self.match_features(self.backbone(query), supports, size, base_class)
 
@@ -275,7 +277,7 @@ class HDMNet(FewShotModel):
         Raises:
             ValueError: As `forward`.
         """
-        check_images("query", query, "B, 3, H, W", self.smallest_size)
+        _checks.check_images("query", query, "B, 3, H, W", self.smallest_size)
         return self._compare(self.backbone(query), supports, query.shape[-2:]).final
 
     def _compare(

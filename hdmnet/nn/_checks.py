@@ -49,3 +49,21 @@ def check_images(name: str, images: Tensor, axes: str, smallest: int) -> None:
             f"{name} images of {images.shape[-2]} × {images.shape[-1]} pixels are too small for "
             f"the coarsest stage: height and width must be at least {smallest}"
         )
+
+
+def check_masks(masks: Tensor, supports: Tensor) -> None:
+    """Raise ValueError unless masks (B, K, H, W) have the shape of supports (B, K, 3, H, W)."""
+    if masks.shape != supports.shape[:2] + supports.shape[3:]:
+        raise ValueError(
+            f"masks must be (B, K, H, W) of the supports {tuple(supports.shape)}, got "
+            f"{tuple(masks.shape)}"
+        )
+
+
+def check_episodes(query: Tensor, supports: Tensor) -> None:
+    """Raise ValueError unless queries and supports hold the same number of episodes B."""
+    if query.ndim == 4 and query.shape[0] != supports.shape[0]:
+        raise ValueError(
+            "query and supports must hold the same number of episodes B, got "
+            f"{tuple(query.shape)} and {tuple(supports.shape)}"
+        )
