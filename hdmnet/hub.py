@@ -384,12 +384,12 @@ class HubMixin(PyTorchModelHubMixin):
         """
         config, kind, size = self.config, type(self), cast(Any, self).image_size
         parameters = sum(p.numel() for p in cast(nn.Module, self).parameters())
-        base_classes = config.get("base_classes")
+        base_classes, shots = config.get("base_classes"), config.get("shots")
         if base_classes == 0:
             base_classes = "none: no base learner"
         rows = {
             "backbone": f"`{config['backbone']}`" if "backbone" in config else None,
-            "trained with": _shots(config["shots"]) if "shots" in config else None,
+            "trained with": f"{shots} shot{'s' if shots > 1 else ''}" if shots else None,
             "base classes": base_classes,
             "input": f"{size} × {size} pixels",
             "parameters": f"{parameters / 1e6:.1f} million",
@@ -413,7 +413,3 @@ class HubMixin(PyTorchModelHubMixin):
                 table="\n".join(f"| {name} | {value} |" for name, value in rows.items() if value),
             )
         )
-
-
-def _shots(count: int) -> str:
-    return "1 shot" if count == 1 else f"{count} shots"

@@ -160,7 +160,7 @@ class HDMNet(FewShotModel):
         if self._computes_at_once():
             features = self.backbone(rearrange(masked, "b k c h w -> (b k) c h w"))
             return self.encode_features(features, masks)
-        # One shot at a time, and computed again in the backward pass: memory grows little with K.
+        # One shot at a time; the backward pass computes their tokens again: memory grows little.
         again = supports.shape[1] > 1 and torch.is_grad_enabled()
         first, *others = (
             self.encode_features(self.backbone(image), mask, recompute=again)
