@@ -206,12 +206,17 @@ def inner_products(query: Tensor, support: Tensor) -> Tensor:
 
 
 def pyramid_convolution(
-    x: Tensor, cells: Sequence[Tensor], weight: Tensor, bias: Tensor | None, window: Window
+    x: Tensor,
+    cells: Sequence[Tensor],
+    own: Tensor,
+    pooled: Tensor,
+    bias: Tensor | None,
+    window: Window,
 ) -> Tensor:
     """Convolve a map together with its upsampled poolings.
 
-    Equals: conv2d(cat([x, *(upsample(c, (h, w)) for c in cells)]), weight, bias, padding=1), inside
-    of the window, with align_corners=True.
+    Equals: conv2d(cat([x, *(upsample(c, (h, w)) for c in cells)]), cat([own, pooled]), bias,
+    padding=1), inside of the window, with align_corners=True.
 
     Convolution and upsampling are linear. The nine taps are applied to the few pooled cells, not
     to the thousands of positions that are interpolated from them.
@@ -219,14 +224,14 @@ def pyramid_convolution(
     Args:
         x: (B, C, h, w) map.
         cells: Poolings (B, c, s, s), all with the same number of channels c.
-        weight: (O, C + c · len(cells), 3, 3) kernel.
+        own: (O, C, 3, 3), the kernel's part for x.
+        pooled: (O, c · len(cells), 3, 3), the kernel's part for the poolings.
         bias: (O,) or None.
         window: The part of the grid to compute.
 
     Returns:
         (B, O, h', w') of the window.
     """
-    own, pooled = weight.tensor_split([x.shape[1]], dim=1)
     top, left = max(window.top - 1, 0), max(window.left - 1, 0)
     around = x[..., top : window.bottom + 1, left : window.right + 1]
     y = F.conv2d(around, own, padding=1)

@@ -32,6 +32,7 @@ class PyramidPooling(nn.Module):
     """
 
     fast = True
+    own_kernel: Tensor | None
 
     def __init__(
         self, in_channels: int, out_channels: int = 512, bins: tuple[int, ...] = (1, 2, 3, 6)
@@ -52,6 +53,7 @@ class PyramidPooling(nn.Module):
             nn.Conv2d(in_channels + branch * len(bins), out_channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(out_channels),
         )
+        self.register_buffer("own_kernel", None, persistent=False)  # `fuse_` sets it
 
     def forward(self, x: Tensor, box: _fast.Window | None = None) -> Tensor:
         """Pool and convolve.
@@ -70,9 +72,13 @@ class PyramidPooling(nn.Module):
             return f5 if box is None else box.crop(f5)
         conv, norm = cast(nn.Conv2d, self.fuse[0]), self.fuse[1]
         box = box or _fast.Window(0, 0, x.shape[-2], x.shape[-1])
-        return norm(_fast.pyramid_convolution(x, cells, conv.weight, conv.bias, box))
+        own, pooled = conv.weight[:, : self.in_channels], conv.weight[:, self.in_channels :]
+        own = own if self.own_kernel is None else self.own_kernel
+        return norm(_fast.pyramid_convolution(x, cells, own, pooled, conv.bias, box))
 
     def fuse_(self) -> None:
-        """Fold the norms in place, for inference."""
+        """Fold the norms in place, for inference, and cut the kernel for x out of the whole one."""
         for part in (*self.branches, self.fuse):
             _fast.fold_norms(part)
+        # PyTorch would copy a slice of the kernel in every call.
+        self.own_kernel = cast(nn.Conv2d, self.fuse[0]).weight[:, : self.in_channels].contiguous()
