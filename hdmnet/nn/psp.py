@@ -67,8 +67,8 @@ class PyramidPooling(nn.Module):
         """
         cells = [branch(x) for branch in self.branches]
         if not self.fast:
-            pooled = [upsample(cell, x.shape[-2:], align_corners=True) for cell in cells]
-            f5 = self.fuse(torch.cat([x, *pooled], dim=1))
+            maps = [upsample(cell, x.shape[-2:], align_corners=True) for cell in cells]
+            f5 = self.fuse(torch.cat([x, *maps], dim=1))
             return f5 if box is None else box.crop(f5)
         conv, norm = cast(nn.Conv2d, self.fuse[0]), self.fuse[1]
         box = box or _fast.Window(0, 0, x.shape[-2], x.shape[-1])
