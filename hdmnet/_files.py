@@ -19,7 +19,12 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         path: The file.
         write: Called with the path of a temporary file in the same folder, which then replaces
             `path`. After an error, the temporary file is deleted.
+
+    Raises:
+        FileNotFoundError: If the folder of `path` does not exist.
     """
+    if not path.parent.is_dir():  # else the error would name the temporary file
+        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}")
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")  # others may write `path` too
 
     def replace() -> None:

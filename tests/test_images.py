@@ -617,6 +617,14 @@ class TestBoxMask:
         with pytest.raises(ValueError, match=rf"box is {re.escape(repr(box))}.*{message}"):
             box_mask(box, SIZE)
 
+    def test_swapped_size(self) -> None:
+        image, box = Image.new("RGB", (8, 200)), (0, 150, 5, 190)
+        assert box_mask(box, image.size[::-1]).sum() == 5 * 40
+        with pytest.raises(ValueError, match=r"; is size swapped\? expected \(height, width\)$"):
+            box_mask(box, image.size)
+        with pytest.raises(ValueError, match="pixels of that image$"):
+            box_mask((0, 201, 5, 210), image.size)
+
     @pytest.mark.parametrize("box", [None, "0145", (0, "1", 4, 5), (True,) * 4, {0, 1, 4, 5}])
     def test_not_numbers(self, box) -> None:
         with pytest.raises(TypeError, match="expected four numbers"):
