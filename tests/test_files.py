@@ -1,7 +1,9 @@
 """Files that the library writes: whole, in a folder that exists, readable like their neighbours."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from stat import S_IMODE
 
 import pytest
 import torch
@@ -39,3 +41,41 @@ def test_a_missing_folder_is_named(save: tuple[str, Callable], tmp_path: Path) -
         path = tmp_path / folder
         assert str(caught.value) == f"{path / name} cannot be written: there is no folder {path}"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def permissions(folder: Path) -> dict[str, int]:
+    return {path.name: S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+
+
+@pytest.fixture(params=[0o022, 0o027], ids=oct)
+def usual(request: pytest.FixtureRequest) -> Iterator[int]:
+    """The permissions of a new file under each umask."""
+    before = os.umask(request.param)
+    yield 0o666 & ~request.param
+    os.umask(before)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+class TestPermissions:
+    def test_of_a_new_file(self, save: tuple[str, Callable], usual: int, tmp_path: Path) -> None:
+        name, write = save
+        write(tmp_path / name)
+        assert permissions(tmp_path) == {name: usual}
+
+    def test_of_a_new_model(self, small: HDMNet, usual: int, tmp_path: Path) -> None:
+        small.save_pretrained(tmp_path / "model")
+        files = ("README.md", "config.json", "model.safetensors")
+        assert permissions(tmp_path / "model") == dict.fromkeys(files, usual)
+
+    def test_a_replaced_file_keeps_its_own(
+        self, small: HDMNet, save: tuple[str, Callable], usual: int, tmp_path: Path
+    ) -> None:
+        name, write = save
+        small.save_pretrained(tmp_path)
+        for file in (name, "model.safetensors"):
+            (tmp_path / file).touch()
+            (tmp_path / file).chmod(0o640)
+        write(tmp_path / name)
+        small.save_pretrained(tmp_path)
+        expected = {name: 0o640, "model.safetensors": 0o640}
+        assert permissions(tmp_path) == {"README.md": usual, "config.json": usual, **expected}

@@ -622,7 +622,7 @@ class TestBoxMask:
         assert box_mask(box, image.size[::-1]).sum() == 5 * 40
         with pytest.raises(ValueError, match=r"; is size swapped\? expected \(height, width\)$"):
             box_mask(box, image.size)
-        with pytest.raises(ValueError, match="pixels of that image$"):
+        with pytest.raises(ValueError, match=r"pixels of that image$"):
             box_mask((0, 201, 5, 210), image.size)
 
     @pytest.mark.parametrize("box", [None, "0145", (0, "1", 4, 5), (True,) * 4, {0, 1, 4, 5}])
