@@ -50,6 +50,7 @@ class FeaturePyramid(nn.Module):
         std: Standard deviation of each channel.
 
     Raises:
+        ConnectionError: If the weights are not in the cache and cannot be downloaded.
         ValueError: If timm does not know the model, or cannot give three feature levels of it.
 
     Example:
@@ -139,7 +140,18 @@ def _create_body(name: str, *, pretrained: bool) -> Any:  # timm has three class
         body = timm.create_model(name, **options)
     except (AssertionError, RuntimeError) as error:  # no three levels, or no such weights
         raise ValueError(f"timm has no pyramid of three levels of {name!r}: {error}") from error
-    return timm.create_model(name, pretrained=True, **options) if pretrained else body
+    if not pretrained:
+        return body
+    try:
+        return timm.create_model(name, pretrained=True, **options)
+    except OSError as error:  # of the Hub's client or of urllib
+        if error.errno is not None:  # such as a full disk
+            raise
+        raise ConnectionError(
+            f"timm's weights of {name!r} are not in the cache, and cannot be downloaded "
+            f"({type(error).__name__}): check the network, HF_HUB_OFFLINE and HF_ENDPOINT, or do "
+            "without pretrained weights"
+        ) from error
 
 
 def _dilate_first_blocks(body: nn.Module) -> None:
