@@ -284,14 +284,28 @@ def test_mask_folders(tmp_path: Path) -> None:
             MaskFolders(root / nowhere)
     (root / "nut" / "images" / "bild 1.png").write_bytes(b"GIF89a")
     (root / "nut" / "masks" / "bild 1.gif").write_bytes(b"GIF89a")
-    with pytest.raises(ValueError, match=r"bild 1\.gif cannot be decoded"):
+    with pytest.raises(ValueError, match=r"bild 1\.gif' is not an image that Pillow can read"):
         MaskFolders(root, ["nut"]).areas()
+
+
+def test_masks_of_folders_are_turned_upright(tmp_path: Path) -> None:
+    """As in `predict`: a camera and a labelling tool write the same orientation."""
+    root = trees.mask_folders(tmp_path, {"nut": (5, 5, 25, 30)}, count=1, size=(48, 64))
+    upright = MaskFolders(root).label(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored on its side
+    for path in (root / "nut" / "images" / "bild 0.jpg", root / "nut" / "masks" / "bild 0.png"):
+        with Image.open(path) as image:
+            image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    source = MaskFolders(root)
+    assert source.image(0).shape == (3, 48, 64)
+    assert np.array_equal(source.label(0), upright)
 
 
 def test_no_label_is_handed_to_ghostscript(tmp_path: Path) -> None:
     root = trees.mask_folders(tmp_path, {"nut": (5, 5, 25, 25)})
     Image.new("L", (64, 48)).save(root / "nut" / "masks" / "bild 0.png", format="EPS")
-    with pytest.raises(ValueError, match="cannot be decoded") as caught:
+    with pytest.raises(ValueError, match="is not an image that Pillow can read") as caught:
         MaskFolders(root).label(0)
     assert "Ghostscript" not in str(caught.value)
 
