@@ -11,6 +11,7 @@ from timm.models import is_model_in_modules
 from torch import Tensor, nn
 
 from hdmnet.nn import _fast
+from hdmnet.nn._checks import check_shapes
 from hdmnet.nn._resize import upsample
 
 PAPER_BACKBONES = {"resnet50": "resnet50s", "resnet101": "resnet101s", "vgg16": "vgg16_bn"}
@@ -75,7 +76,12 @@ class FeaturePyramid(nn.Module):
             _round_pools_up(self.body)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalised images (B, 3, H, W) → f2, f3, f4, each (B, channels[i], h, w)."""
+        """Normalised images (B, 3, H, W) → f2, f3, f4, each (B, channels[i], h, w).
+
+        Raises:
+            ValueError: If the shape does not fit.
+        """
+        check_shapes("B, 3, H, W", images=images)
         levels = self.body(images)
         if self.name == "vgg16":  # timm returns the levels before their pools
             levels = [*(F.max_pool2d(x, 2, ceil_mode=True) for x in levels[:2]), levels[2]]
@@ -118,7 +124,12 @@ class FeaturePyramid(nn.Module):
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Compute (x - mean) / std of each channel of (…, 3, H, W)."""
+    """Compute (x - mean) / std of each channel of (…, 3, H, W).
+
+    Raises:
+        ValueError: If the shape does not fit.
+    """
+    check_shapes("…, 3, H, W", images=images)
     means, stds = (
         torch.tensor(values, dtype=images.dtype, device=images.device).view(3, 1, 1)
         for values in (mean, std)
