@@ -9,6 +9,7 @@ from hdmnet.data.dataset import BaseDataset, EpisodeDataset
 from hdmnet.data.episodes import Episode, EpisodeList, EpisodeSampler
 from hdmnet.data.folders import FSS1000, MaskFolders
 from hdmnet.data.folds import coco_fold, pascal_fold
+from hdmnet.data.pairs import PairList
 from hdmnet.data.pascal import PascalVOC
 from hdmnet.data.source import VOID, LabelledImages
 from hdmnet.data.transforms import EvalTransform, TrainTransform, Transform
@@ -25,6 +26,7 @@ __all__ = [
     "EvalTransform",
     "LabelledImages",
     "MaskFolders",
+    "PairList",
     "PascalVOC",
     "TrainTransform",
     "Transform",
