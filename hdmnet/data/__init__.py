@@ -1,7 +1,8 @@
 """Episodes for few-shot segmentation, from the benchmarks or from your own data.
 
-Needs `pip install 'hdmnet[eval]'`. A `LabelledImages` reads a collection, an `EpisodeSampler` draws
-episodes from it by the published rules, and an `EpisodeDataset` turns them into tensors.
+Needs the extra `eval`: in a clone, `pip install '.[eval]'`. A `LabelledImages` reads a collection,
+an `EpisodeSampler` draws episodes from it by the published rules, and an `EpisodeDataset` turns
+them into tensors.
 """
 
 from hdmnet.data.coco import CocoInstances
