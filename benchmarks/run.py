@@ -149,7 +149,7 @@ def onnx(model: HDMNet, rounds: int) -> dict[str, float]:
 
         from hdmnet.onnx import export_onnx
     except ImportError:
-        logger.warning("query path not measured: pip install 'hdmnet[onnx]'")
+        logger.warning("query path not measured: pip install '.[onnx]'")
         return {}
     episode = make_episode(5)
     supports: SupportSet = model.encode_supports(episode.supports, episode.masks)

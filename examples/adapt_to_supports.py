@@ -12,7 +12,16 @@ from argparse import Namespace
 from copy import deepcopy
 
 import torch
-from particles import arguments, choose_device, make, open_split, resizing, score, segmenter
+from particles import (
+    arguments,
+    choose_device,
+    make,
+    open_split,
+    parse,
+    resizing,
+    score,
+    segmenter,
+)
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -50,7 +59,7 @@ def main() -> None:
     parser = arguments(__doc__, steps=30, batch=5, lr=1e-4)
     parser.add_argument("--model", default="hdmnet-lite0", help="name, folder or Hub repository")
     parser.add_argument("--shots", type=int, default=5, help="supports per class")
-    args = parser.parse_args()
+    args = parse(parser)
     if args.shots < 2:
         parser.error(f"--shots must be at least 2, got {args.shots}: each takes a turn as query")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -70,7 +79,6 @@ def main() -> None:
         logger.info("%-10s IoU %.3f before, %.3f after", kind, before, after)
     before, after = (sum(scores) / len(results) for scores in zip(*results.values(), strict=True))
     logger.info("%-10s IoU %.3f before, %.3f after", "mean", before, after)
-    args.run.mkdir(parents=True, exist_ok=True)
     (args.run / "results.json").write_text(json.dumps(results | {"mean": (before, after)}))
 
 

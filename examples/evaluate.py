@@ -35,6 +35,7 @@ from hdmnet.data import (
     EvalTransform,
     LabelledImages,
     MaskFolders,
+    PairList,
     PascalVOC,
     coco_fold,
     pascal_fold,
@@ -60,8 +61,14 @@ def open_source(args: argparse.Namespace) -> tuple[LabelledImages, tuple[int, ..
 
 
 def choose_episodes(args: argparse.Namespace) -> EpisodeList:
-    """Load the episodes of `--load`, or draw them by the rules."""
+    """Load the episodes of `--load`, or draw them from `--pairs` or by the rules."""
     source, classes = open_source(args)
+    if args.pairs:
+        seed, shots, length = args.seed, args.shots, args.episodes
+        pairs = PairList(source, args.pairs, shots=shots, length=length, seed=seed)
+        if classes and not set(pairs.classes) <= set(classes):
+            raise SystemExit(f"{args.pairs} lists classes that are not in fold {args.fold}")
+        return EpisodeList(source, pairs, classes)
     source.areas(args.cache)
     if args.load:
         return EpisodeList.load(args.load, source)
@@ -159,6 +166,7 @@ def main() -> None:
     parser.add_argument(
         "--resize", choices=("pad", "stretch"), help="resize images with or without padding"
     )
+    parser.add_argument("--pairs", type=Path, help="draw from this list of NAME__LABEL (HSNet)")
     parser.add_argument("--load", type=Path, help="file of episodes to score instead of new ones")
     parser.add_argument("--cache", type=Path, help="file that keeps the areas of all labels")
     parser.add_argument("--pictures", type=int, default=5, help="answers to draw")

@@ -1,6 +1,7 @@
 """Fine-tune with Accelerate: a plain loop on the devices that `accelerate config` chose.
 
 python examples/finetune_accelerate.py DATA RUN
+python examples/finetune_accelerate.py --folders MY_DATA RUN
 accelerate launch examples/finetune_accelerate.py DATA RUN
 """
 
@@ -11,7 +12,7 @@ from argparse import Namespace
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from particles import arguments, make, measure, open_split
+from particles import arguments, measure, open_pictures, parse
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -22,19 +23,15 @@ logger = logging.getLogger(__name__)
 
 
 def train(args: Namespace) -> None:
-    """Train, and measure the held-out kinds every `--every` steps."""
+    """Train, and measure the held-out classes every `--every` steps."""
     accelerator = Accelerator(mixed_precision="bf16" if args.bf16 else "no")
     set_seed(0)
     with accelerator.main_process_first():
-        make(args.data, args.count)
+        pictures, held_out = open_pictures(args)
     network = HDMNet.from_pretrained(args.model).freeze_backbone()
     optimiser = torch.optim.AdamW(network.param_groups(args.lr), weight_decay=0.01)
-    episodes = EpisodeSampler(
-        open_split(args.data, "train"),
-        length=args.steps * args.batch,
-        min_area=1,
-        order="balanced",
-    )
+    length = args.steps * args.batch
+    episodes = EpisodeSampler(pictures, length=length, min_area=1, order="balanced")
     transform = TrainTransform(args.size, mean=network.backbone.mean, std=network.backbone.std)
     loader = DataLoader(
         EpisodeDataset(episodes, transform), args.batch // accelerator.num_processes
@@ -48,7 +45,7 @@ def train(args: Namespace) -> None:
     model.train()
     for step, batch in enumerate(bar):
         if step % args.every == 0 and accelerator.is_main_process:
-            curve.append((step, measure(network, args.data, episodes=args.episodes)))
+            curve.append((step, measure(network, held_out, episodes=args.episodes)))
             logger.info("step %d: mIoU %.3f", *curve[-1])
         output = model(batch["query"], batch["supports"], batch["masks"])
         losses = loss_of(output, batch["target"])
@@ -57,7 +54,7 @@ def train(args: Namespace) -> None:
         optimiser.step()
         schedule.step()
     if accelerator.is_main_process:
-        curve.append((args.steps, measure(network, args.data, episodes=args.episodes)))
+        curve.append((args.steps, measure(network, held_out, episodes=args.episodes)))
         logger.info("step %d: mIoU %.3f", *curve[-1])
         network.save_pretrained(args.run / "model")
         (args.run / "curve.json").write_text(json.dumps(curve))
@@ -66,10 +63,10 @@ def train(args: Namespace) -> None:
 
 def main() -> None:
     """Parse the command line and train."""
-    parser = arguments(__doc__, steps=400, batch=4, lr=2e-4)
+    parser = arguments(__doc__, steps=400, batch=4, lr=2e-4, folders=True)
     parser.add_argument("--model", default="hdmnet-lite0", help="name, folder or Hub repository")
     parser.add_argument("--bf16", action="store_true", help="train under bfloat16 autocast")
-    args = parser.parse_args()
+    args = parse(parser)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     train(args)
 

@@ -1,6 +1,7 @@
 """Fine-tune with Lightning: a module with its optimiser and its metric.
 
 python examples/finetune_lightning.py DATA RUN
+python examples/finetune_lightning.py --folders MY_DATA RUN
 """
 
 from typing import Any
@@ -9,7 +10,7 @@ import lightning
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from particles import arguments, make, open_split
+from particles import arguments, open_pictures, parse
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -72,13 +73,12 @@ def _at_size(scores: Tensor, target: Tensor) -> Tensor:
 
 def main() -> None:
     """Parse the command line and train."""
-    parser = arguments(__doc__, steps=400, batch=4, lr=2e-4)
+    parser = arguments(__doc__, steps=400, batch=4, lr=2e-4, folders=True)
     parser.add_argument("--model", default="hdmnet-lite0", help="name, folder or Hub repository")
-    args = parser.parse_args()
+    args = parse(parser)
 
     lightning.seed_everything(0)
-    make(args.data, args.count)
-    train, test = (open_split(args.data, split) for split in ("train", "test"))
+    train, test = open_pictures(args)
     module = FewShotModule(args.model, args.lr, test.classes)
     mean, std = module.model.backbone.mean, module.model.backbone.std
     common: dict[str, Any] = {"min_area": 1, "order": "balanced"}

@@ -1,6 +1,7 @@
 """Fine-tune in a plain PyTorch loop, in one process or several; `--resume` continues a run.
 
 python examples/finetune_torch.py DATA RUN
+python examples/finetune_torch.py --folders MY_DATA RUN
 torchrun --nproc-per-node 2 examples/finetune_torch.py DATA RUN
 """
 
@@ -11,7 +12,7 @@ from argparse import Namespace
 
 import torch
 import torch.distributed as dist
-from particles import arguments, choose_device, make, measure, open_split
+from particles import arguments, choose_device, measure, open_pictures, parse
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
@@ -34,10 +35,10 @@ def train(args: Namespace) -> None:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     main = rank == 0
     if main:
-        make(args.data, args.count)
+        open_pictures(args)  # draws missing particles
     if world > 1:
         dist.barrier()
-    args.run.mkdir(parents=True, exist_ok=True)
+    pictures, held_out = open_pictures(args)
     torch.manual_seed(rank)
 
     model = HDMNet.from_pretrained(args.model).freeze_backbone().to(device)
@@ -56,18 +57,16 @@ def train(args: Namespace) -> None:
             torch.set_rng_state(state["rng"])
             torch.cuda.set_rng_state_all(state["cuda_rng"])
     elif main:
-        curve.append((0, measure(model, args.data, episodes=args.episodes)))
+        curve.append((0, measure(model, held_out, episodes=args.episodes)))
 
-    # All kinds of `train` are base classes: `base_class` keeps the target out of the base map.
+    # All classes of `pictures` are base classes: `base_class` keeps the target out of the base map.
     base = model.config["base_classes"]
+    if base not in (0, len(pictures.classes)):
+        raise SystemExit(f"{args.model} has {base} base classes, not {len(pictures.classes)}")
     base_classes = range(1, base + 1) if base else None
     # Episode i is the same in every run, so each process selects its episodes by their index.
-    episodes = EpisodeSampler(
-        open_split(args.data, "train"),
-        length=args.steps * args.batch,
-        min_area=1,
-        order="balanced",
-    )
+    length = args.steps * args.batch
+    episodes = EpisodeSampler(pictures, length=length, min_area=1, order="balanced")
     transform = TrainTransform(args.size, mean=model.backbone.mean, std=model.backbone.std)
     mine = range(start * args.batch + rank, len(episodes), world)
     dataset = EpisodeDataset(episodes, transform, base_classes=base_classes)
@@ -87,7 +86,7 @@ def train(args: Namespace) -> None:
         optimiser.step()
         schedule.step()
         if main and (step % args.every == 0 or step == args.steps):
-            curve.append((step, measure(model, args.data, episodes=args.episodes)))
+            curve.append((step, measure(model, held_out, episodes=args.episodes)))
             logger.info("step %d: loss %.3f, mIoU %.3f", step, losses.total.item(), curve[-1][1])
             (args.run / "curve.json").write_text(json.dumps(curve))
             model.save_pretrained(args.run / "model")
@@ -108,11 +107,11 @@ def train(args: Namespace) -> None:
 
 def main() -> None:
     """Parse the command line and train."""
-    parser = arguments(__doc__, steps=400, batch=4, lr=2e-4)
+    parser = arguments(__doc__, steps=400, batch=4, lr=2e-4, folders=True)
     parser.add_argument("--model", default="hdmnet-lite0", help="name, folder or Hub repository")
     parser.add_argument("--resume", action="store_true", help="continue from RUN/state.pt")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    train(parser.parse_args())
+    train(parse(parser))
 
 
 if __name__ == "__main__":

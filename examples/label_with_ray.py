@@ -27,7 +27,7 @@ from hdmnet.images import load_image
 try:
     import ray.data
 except ImportError as error:
-    raise SystemExit(f"{error}: pip install 'hdmnet[ray]'") from error
+    raise SystemExit(f"{error}: pip install '.[ray]'") from error
 
 logger = logging.getLogger(__name__)
 

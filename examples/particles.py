@@ -8,7 +8,7 @@ its pictures may show other kinds too. The fine-tuning examples import the funct
 """
 
 import json
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,13 @@ from hdmnet.data import (
     EpisodeList,
     EpisodeSampler,
     EvalTransform,
+    LabelledImages,
+    MaskFolders,
 )
 from hdmnet.metrics import FewShotIoU
 
+MARKER = "written-by-an-example-of-hdmnet"
+"""Name of an empty file in each folder that an example may write to."""
 SIZE = 192  # side of a picture in pixels; outlines are drawn at twice the size
 Points = list[tuple[float, float]]
 
@@ -140,7 +144,7 @@ def make(folder: Path, count: int = 288) -> None:
     """Write the pictures and the COCO file of each split whose COCO file is missing.
 
     Args:
-        folder: Folder to write to.
+        folder: Folder to write to, as for `claim`.
         count: Number of pictures in `train`. `val` (the same kinds) and `test` (the held-out kinds)
             have a third of this number each.
     """
@@ -148,6 +152,7 @@ def make(folder: Path, count: int = 288) -> None:
         table = folder / f"{split}.json"
         if table.is_file():
             continue
+        claim(folder)
         (folder / split).mkdir(parents=True, exist_ok=True)
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
@@ -174,19 +179,44 @@ def make(folder: Path, count: int = 288) -> None:
         table.write_text(json.dumps(content))
 
 
+def claim(folder: Path) -> None:
+    """Make a folder to write to. End the program if it holds files that no example wrote."""
+    marker = folder / MARKER
+    if folder.is_dir() and any(folder.iterdir()) and not marker.is_file():
+        raise SystemExit(f"{folder} holds other files: name a new folder to write to")
+    folder.mkdir(parents=True, exist_ok=True)
+    marker.touch()
+
+
+def open_pictures(args: Namespace) -> tuple[LabelledImages, LabelledImages]:
+    """Open the pictures to train on, and those of the held-out classes.
+
+    They are those of `--folders`, or else particles, which are drawn if they are missing.
+    """
+    if args.folders is None:
+        make(args.data, args.count)
+        return open_split(args.data, "train"), open_split(args.data, "test")
+    classes = MaskFolders(args.folders).classes
+    tested = args.held_out or classes[3::4] or classes[-1:]
+    trained = [name for name in classes if name not in tested]
+    if not trained:
+        raise SystemExit(f"{args.folders} has only the held-out classes: {', '.join(classes)}")
+    return MaskFolders(args.folders, trained), MaskFolders(args.folders, tested)
+
+
 def open_split(folder: Path, split: str) -> CocoInstances:
     """Open the pictures of `train`, `val` or `test`."""
     return CocoInstances(folder / split, folder / f"{split}.json")
 
 
-def measure(model: HDMNet, folder: Path, *, episodes: int) -> float:
-    """Measure the one-shot mIoU on the held-out kinds."""
-    return score(segmenter(model), held_out(folder, episodes), resizing(model))
+def measure(model: HDMNet, pictures: LabelledImages, *, episodes: int) -> float:
+    """Measure the one-shot mIoU on pictures of held-out classes."""
+    return score(segmenter(model), held_out(pictures, episodes), resizing(model))
 
 
-def held_out(folder: Path, count: int) -> EpisodeSampler:
-    """Make one-shot episodes of the held-out kinds."""
-    return EpisodeSampler(open_split(folder, "test"), length=count, min_area=1, order="balanced")
+def held_out(pictures: LabelledImages, count: int) -> EpisodeSampler:
+    """Make one-shot episodes of held-out classes."""
+    return EpisodeSampler(pictures, length=count, min_area=1, order="balanced")
 
 
 def resizing(model: HDMNet) -> EvalTransform:
@@ -218,7 +248,7 @@ def score(
     metric = FewShotIoU(dataset.class_names, sync_on_compute=False)  # only one process measures
     # Its own generator, because measuring must not change the random numbers of the training.
     loader = DataLoader(dataset, generator=torch.Generator())
-    for item in tqdm(loader, desc="held-out kinds", leave=False):
+    for item in tqdm(loader, desc="held-out classes", leave=False):
         target = item["target"]
         with torch.inference_mode():
             scores = segment(item["query"], item["supports"], item["masks"])
@@ -227,11 +257,28 @@ def score(
     return metric.compute()["final/mIoU"].item()
 
 
-def arguments(description: str | None, *, steps: int, batch: int, lr: float) -> ArgumentParser:
-    """Make the parser of the options that all fine-tuning examples share."""
+def arguments(
+    description: str | None, *, steps: int, batch: int, lr: float, folders: bool = False
+) -> ArgumentParser:
+    """Make the parser of the options that all fine-tuning examples share.
+
+    Args:
+        description: The example's docstring.
+        steps: Default of `--steps`.
+        batch: Default of `--batch`.
+        lr: Default of `--lr`.
+        folders: Whether the example also trains on pictures of one's own, see `open_pictures`.
+    """
     parser = ArgumentParser(description=(description or "").splitlines()[0])
-    parser.add_argument("data", type=Path, help="folder of the particles; missing splits are drawn")
+    count = "?" if folders else None
+    about = "folder of the particles; missing splits are drawn"
+    parser.add_argument("data", type=Path, nargs=count, help=about)
     parser.add_argument("run", type=Path, help="folder to write the model and its curve to")
+    if folders:
+        about = "your own DIR/CLASS/images and DIR/CLASS/masks instead of DATA"
+        parser.add_argument("--folders", type=Path, metavar="DIR", help=about)
+        about = "class of DIR to measure on; may be given again; default: every fourth class"
+        parser.add_argument("--held-out", action="append", metavar="CLASS", help=about)
     parser.add_argument("--steps", type=int, default=steps, help="optimiser steps")
     parser.add_argument("--batch", type=int, default=batch, help="items per step (all processes)")
     parser.add_argument("--size", type=int, default=SIZE, help="side of training windows, pixels")
@@ -240,6 +287,15 @@ def arguments(description: str | None, *, steps: int, batch: int, lr: float) -> 
     parser.add_argument("--episodes", type=int, default=100, help="episodes per measurement")
     parser.add_argument("--count", type=int, default=288, help="pictures to train on")
     return parser
+
+
+def parse(parser: ArgumentParser) -> Namespace:
+    """Parse the command line, and claim the folder to write to."""
+    args = parser.parse_args()
+    if "folders" in args and (args.data is None) == (args.folders is None):
+        parser.error("give either DATA or --folders DIR, and RUN")
+    claim(args.run)
+    return args
 
 
 def choose_device() -> torch.device:

@@ -12,7 +12,7 @@ import logging
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from particles import arguments, choose_device, held_out, make, open_split, score
+from particles import arguments, choose_device, held_out, make, open_split, parse, score
 from segmentation_models_pytorch.encoders import get_encoder
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -67,7 +67,7 @@ class MatchingNetwork(nn.Module):
 
 def main() -> None:
     """Parse the command line, train, and measure along the way."""
-    args = arguments(__doc__, steps=300, batch=8, lr=1e-3).parse_args()
+    args = parse(arguments(__doc__, steps=300, batch=8, lr=1e-3))
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.manual_seed(0)
     make(args.data, args.count)
@@ -91,7 +91,7 @@ def main() -> None:
 
     def measured(step: int) -> None:
         model.eval()
-        miou = score(segment, held_out(args.data, args.episodes), resize)
+        miou = score(segment, held_out(open_split(args.data, "test"), args.episodes), resize)
         model.train()
         curve.append((step, miou))
         logger.info("step %d: mIoU %.3f", step, miou)
@@ -110,7 +110,6 @@ def main() -> None:
         schedule.step()
         if step % args.every == 0 or step == args.steps:
             measured(step)
-    args.run.mkdir(parents=True, exist_ok=True)
     torch.save(model.state_dict(), args.run / "weights.pt")
     (args.run / "curve.json").write_text(json.dumps(curve))
 

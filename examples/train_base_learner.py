@@ -11,7 +11,7 @@ from argparse import Namespace
 
 import torch
 import torch.nn.functional as F
-from particles import arguments, choose_device, make, open_split, resizing
+from particles import arguments, choose_device, make, open_split, parse, resizing
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassJaccardIndex
@@ -107,7 +107,7 @@ def main() -> None:
     parser = arguments(__doc__, steps=400, batch=8, lr=2e-4)
     parser.add_argument("--start", default="hdmnet-lite0", help="model to take the backbone from")
     parser.add_argument("--backbone", help="download this timm backbone instead of --start")
-    args = parser.parse_args()
+    args = parse(parser)
     args.start = None if args.backbone else args.start
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     train(args)

@@ -4,6 +4,7 @@ from hdmnet import convert
 from hdmnet.annotations import box_mask
 from hdmnet.base import FewShotModel
 from hdmnet.hub import PretrainedInfo, list_pretrained
+from hdmnet.images import load_image, load_mask
 from hdmnet.losses import EpisodeLoss, EpisodeLosses
 from hdmnet.model import HDMNet
 from hdmnet.nn import (
@@ -61,5 +62,7 @@ __all__ = [
     "gram_distance",
     "gram_matrix",
     "list_pretrained",
+    "load_image",
+    "load_mask",
     "masked_average_pool",
 ]

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from stat import S_IMODE
 from uuid import uuid4
 
 from safetensors import SafetensorError
@@ -19,17 +20,29 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         path: The file.
         write: Called with the path of a temporary file in the same folder, which then replaces
             `path`. After an error, the temporary file is deleted.
+
+    Raises:
+        FileNotFoundError: If the folder of `path` does not exist.
     """
+    if not path.parent.is_dir():  # else the error would name the temporary file
+        raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}")
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")  # others may write `path` too
 
-    def replace() -> None:
+    def finish() -> None:
         try:
             write(temporary)
-            temporary.replace(path)
+            replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
-    uninterrupted(replace)
+    uninterrupted(finish)
+
+
+def replace(new: Path, path: Path) -> None:
+    """Move a new file to `path`. A file that it replaces leaves its permissions to it."""
+    if path.is_file():
+        new.chmod(S_IMODE(path.stat().st_mode))
+    new.replace(path)
 
 
 def uninterrupted(function: Callable[[], None]) -> None:
@@ -39,13 +52,16 @@ def uninterrupted(function: Callable[[], None]) -> None:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write a safetensors file.
+    """Write a safetensors file, with the permissions of any new file.
 
     Raises:
         OSError: If the file cannot be written.
     """
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    path.touch()
+    permissions = S_IMODE(path.stat().st_mode)
     try:
         save_file(contiguous, path, metadata)
     except SafetensorError as error:
         raise OSError(f"{path.name} cannot be written: {error}") from error
+    path.chmod(permissions)  # save_file lets only the owner read the file

@@ -15,7 +15,7 @@ def box_mask(box: Sequence[float], size: tuple[int, int]) -> Tensor:
         box: (x0, y0, x1, y1) in pixels, x to the right and y down; x1 and y1 are exclusive. The box
             is clipped to the image. Fractions are rounded to the nearest pixel edge, but at least
             one pixel stays.
-        size: (H, W) of the image.
+        size: (H, W) of the image. The `size` of a PIL image is (W, H).
 
     Returns:
         (H, W) uint8: 1 inside the box, 0 outside.
@@ -41,9 +41,11 @@ def box_mask(box: Sequence[float], size: tuple[int, int]) -> Tensor:
         )
     height, width = size
     if x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
+        fits_swapped = min(x0, y0) >= 0 and x1 <= height and y1 <= width
+        hint = "; is size swapped? expected (height, width)" if fits_swapped else ""
         raise ValueError(
             f"box is {box!r}, outside its image of {height} x {width} (height x width): "
-            "expected (x0, y0, x1, y1) in pixels of that image"
+            f"expected (x0, y0, x1, y1) in pixels of that image{hint}"
         )
     mask = torch.zeros(height, width, dtype=torch.uint8)
     mask[_span(y0, y1, height), _span(x0, x1, width)] = 1

@@ -10,7 +10,7 @@ from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hdmnet._files import save_tensors, uninterrupted
+from hdmnet._files import replace, save_tensors, uninterrupted
 
 CONFIG_VERSION = 1
 """Version of config.json. It goes up when an older hdmnet would misread a newer file."""
@@ -34,7 +34,7 @@ def save(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor],
             if not (folder / "README.md").exists():  # an existing page belongs to the user
                 (written / "README.md").write_text(card, encoding="utf-8")
             for file in written.iterdir():
-                file.replace(folder / file.name)
+                replace(file, folder / file.name)
 
     uninterrupted(write)
 

@@ -6,6 +6,7 @@ loads.
 
 import inspect
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -103,7 +104,8 @@ def locate(name: str | Path, **options: Any) -> tuple[Path, Path]:
             not in the cache and `local_files_only` forbids a download.
         PermissionError: If the repository is gated.
         ConnectionError: If the Hub cannot be reached, or fails.
-        ValueError: If it is not a model of hdmnet, or `name` cannot be the name of a repository.
+        ValueError: If it is not a model of hdmnet, or `name` is not a folder and cannot be the name
+            of a repository.
     """
     bundled = [info.path for info in list_pretrained() if info.name == str(name)]
     folder = bundled[0] if bundled else Path(name)
@@ -115,6 +117,8 @@ def locate(name: str | Path, **options: Any) -> tuple[Path, Path]:
                 )
         config, weights = (folder / file for file in FILES)
         return config, weights
+    if "/" not in str(name):  # else the Hub's client would ask for it again and again
+        raise _unknown(str(name))
     config, weights = (_download(str(name), file, options) for file in FILES)
     return config, weights
 
@@ -135,15 +139,10 @@ def _explain(
     error: BaseException | None, repo: str, file: str, options: dict[str, Any]
 ) -> Exception | None:
     """Say what happened and what to do, for the errors of the Hub's client; None for any other."""
-    known = ", ".join(info.name for info in list_pretrained())
     page = f"{constants.ENDPOINT}/{repo}"
     match error:
         case HFValidationError():
-            shown = repo if len(repo) < LONGEST_NAME else repo[:LONGEST_NAME] + "…"
-            return ValueError(
-                f"{shown!r} is not a bundled model ({known}), a folder or a repository "
-                '"user/name" of the Hub'
-            )
+            return _unknown(repo)
         case GatedRepoError():
             return PermissionError(
                 f"{repo} is gated: accept its terms on {page}, then pass token=... or run "
@@ -153,7 +152,7 @@ def _explain(
             return FileNotFoundError(
                 f"the Hub has no repository {repo}, or it is private: check the name. For a "
                 "private repository pass token=... or run `hf auth login`. Without the Hub, give a "
-                f"folder or a bundled model ({known})"
+                f"folder or a bundled model ({_bundled()})"
             )
         case RevisionNotFoundError():
             return FileNotFoundError(
@@ -177,6 +176,20 @@ def _explain(
         case HfHubHTTPError():
             return ConnectionError(f"{constants.ENDPOINT} failed: {error}. Try again later")
     return None
+
+
+def _unknown(name: str) -> ValueError:
+    shown = name if len(name) < LONGEST_NAME else name[:LONGEST_NAME] + "…"
+    near = get_close_matches(name.lower(), [info.name for info in list_pretrained()], cutoff=0.5)
+    hint = f": did you mean {near[0]!r}?" if near else ""
+    return ValueError(
+        f"{shown!r} is not a bundled model ({_bundled()}), a folder or a repository "
+        f'"user/name" of the Hub{hint}'
+    )
+
+
+def _bundled() -> str:
+    return ", ".join(info.name for info in list_pretrained())
 
 
 CARD = """\
@@ -253,7 +266,8 @@ class HubMixin(PyTorchModelHubMixin):
 
         Args:
             pretrained_model_name_or_path: A name of `list_pretrained` (bundled: no network), a
-                folder written by `save_pretrained`, or a Hub repository "user/repo".
+                folder written by `save_pretrained`, or a Hub repository "user/repo". A name
+                without "/" is never looked up on the Hub.
             force_download: Download even files that are in the cache.
             token: Hub token, or whether to use the stored one.
             cache_dir: Folder of downloaded files.
@@ -268,8 +282,8 @@ class HubMixin(PyTorchModelHubMixin):
                 `local_files_only` forbids a download.
             PermissionError: If the repository is gated.
             ConnectionError: If the Hub cannot be reached, or fails.
-            ValueError: If it is not a model of this class, needs a newer hdmnet, is damaged, or its
-                tensors do not fit its configuration.
+            ValueError: If there is no model of this name, or it is not a model of this class, needs
+                a newer hdmnet, is damaged, or its tensors do not fit its configuration.
 
         Example:
             >>> model = HDMNet.from_pretrained("hdmnet-lite0")

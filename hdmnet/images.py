@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from hdmnet.nn._checks import check_type
+
 ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor
 """A path, a PIL image, an array (H, W, C) or (H, W), or a tensor (C, H, W) or (H, W)."""
 
@@ -68,39 +70,60 @@ def load_image(image: ImageLike) -> Tensor:
     return values.clamp(0, 1).expand(3, -1, -1).contiguous()
 
 
-def load_mask(mask: ImageLike, size: tuple[int, int]) -> Tensor:
-    """Turn a mask into a tensor: 0 = background, 1 = object, 255 = ignore.
+def load_mask(
+    mask: ImageLike,
+    size: tuple[int, int] | None = None,
+    *,
+    label: int | None = None,
+    ignore: int = 255,
+) -> Tensor:
+    """Turn a mask, or one class of a label map, into a tensor.
 
-    The values may be bool, {0, 1}, {0, 255} or {0, 1, 255}. If any pixel is 1, then 255 means
-    ignore; otherwise it means object. A mask of zeros is empty.
+    The result is 0 = background, 1 = object, 255 = ignore.
+
+    Without `label`, the values may be bool, {0, 1}, {0, 255} or {0, 1, 255}. If any pixel is 1,
+    then 255 means ignore; otherwise it means object. A mask of zeros is empty.
+
+    A label map, such as a PNG of PASCAL VOC, holds the id of a class at every pixel. Give the
+    `label` to pick: otherwise, a map of only 0 and 255 = ignore would read as an object. If the map
+    does not contain the label, the result is empty, and no pixel is ignored.
 
     Args:
         mask: A path, a PIL image, an array (H, W) or (H, W, 1), or a tensor (H, W) or (1, H, W), of
             any dtype except complex. Files and PIL images have one channel, or R = G = B. In a
             palette image, the indices count. Alpha is ignored, and EXIF orientation is applied.
-        size: (H, W) of the mask's image.
+        size: (H, W) of the mask's image. None: any size.
+        label: The id of the class to pick from a label map, which holds integers.
+        ignore: The value of a label map that means ignore.
 
     Returns:
         (H, W) uint8, in new memory. A tensor stays on its device.
 
     Raises:
-        TypeError: If the input is not a mask, or is complex.
-        ValueError: If a file cannot be decoded, the shape or the size is wrong, or there are other
-            values.
+        TypeError: If the input is not a mask or is complex, or if a label map or `label` does not
+            hold integers.
+        ValueError: If a file cannot be decoded, the shape or the size is wrong, there are other
+            values, `label` equals `ignore`, or `ignore` is given without `label`.
         OSError: If a file cannot be opened, for example `FileNotFoundError`.
 
     Example:
-        >>> load_mask(np.array([[0, 255], [255, 0]]), size=(2, 2)).tolist()
+        >>> load_mask(np.array([[0, 255], [255, 0]])).tolist()
         [[0, 1], [1, 0]]
+        >>> load_mask(np.array([[0, 8], [255, 3]]), label=8).tolist()
+        [[0, 1], [255, 0]]
     """
     name = _name("mask", mask)
     values = _read(mask, name, _mask_pixels, channels=(1,))[0]
-    height, width = size
-    if values.shape != (height, width):
+    if size is not None and values.shape != (size[0], size[1]):
+        height, width = size
         raise ValueError(
             f"{name} is {values.shape[0]} x {values.shape[1]} but its image is {height} x {width} "
             "(height x width): resize the mask to its image by nearest neighbour"
         )
+    if label is not None:
+        return _pick(values, name, label, ignore)
+    if ignore != 255:
+        raise ValueError(f"ignore={ignore} was given without label: it is a value of a label map")
     if values.is_complex():
         raise TypeError(f"{name} has dtype {values.dtype}: expected bool, integer or float")
     if not values.is_floating_point():
@@ -110,11 +133,29 @@ def load_mask(mask: ImageLike, size: tuple[int, int]) -> Tensor:
         found = [f"{value:.9g}" for value in np.unique(values.tolist())]
         listed = ", ".join(found[:_LISTED_VALUES]) + (", …" if len(found) > _LISTED_VALUES else "")
         raise ValueError(
-            f"{name} has the values {listed}: expected 0 and 1, 0 and 255, or 0, 1 and 255 "
-            "(ignore); pick one object with `mask == value`, and save masks without JPEG "
-            "compression or smoothing"
+            f"{name} has the values {listed}: expected 0 and 1, 0 and 255 (object), or 0, 1 and "
+            "255 (ignore); pick one class of a label map with hdmnet.load_mask(mask, label=...), "
+            "and save masks without JPEG compression or smoothing"
         )
     return values.to(torch.uint8) if is_one.any() else is_full.to(torch.uint8)
+
+
+def _pick(values: Tensor, name: str, label: int, ignore: int) -> Tensor:
+    """Turn one class of a label map (H, W) into a mask."""
+    for what, value in (("label", label), ("ignore", ignore)):
+        check_type(what, value, (int, np.integer), "the integer of a class in the label map")
+    if label == ignore:
+        raise ValueError(
+            f"label and ignore are both {label}: give the value that means ignore, or ignore=-1 if "
+            "no value does"
+        )
+    if values.dtype == torch.bool or values.is_floating_point() or values.is_complex():
+        raise TypeError(f"{name} has dtype {values.dtype}: a label map holds integers")
+    values = values.long()
+    mask = (values == label).to(torch.uint8)
+    if mask.any():  # without a 1, the 255 would mean object
+        mask[values == ignore] = 255
+    return mask
 
 
 def _name(role: str, source: ImageLike) -> str:

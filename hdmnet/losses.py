@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hdmnet.nn._checks import check_shapes
 from hdmnet.nn._precision import upcast
 from hdmnet.nn.distillation import CorrelationDistillation
 from hdmnet.output import HDMNetOutput
@@ -60,22 +61,18 @@ class EpisodeLoss(nn.Module):
             ValueError: If a target does not have the size of the output, or `base_target` is given
                 but the model has no base learner.
         """
-        target = _check(target, output.final, "target")
+        axes = "B, 2, H, W; B, 2, H, W; B, H, W"
+        check_shapes(axes, final=output.final, meta=output.meta, target=target)
+        target = target.long()
         segmentation = _cross_entropy(output.final, target) + _cross_entropy(output.meta, target)
         distillation = self.distillation(output.correlations, target)
         base = None
         if base_target is not None:
             if output.base is None:
                 raise ValueError("base_target was given, but the model has base_classes=0")
-            base = _cross_entropy(output.base, _check(base_target, output.base, "base_target"))
+            check_shapes("B, 1 + n, H, W; B, H, W", base=output.base, base_target=base_target)
+            base = _cross_entropy(output.base, base_target.long())
         return EpisodeLosses(segmentation + distillation, segmentation, distillation, base)
-
-
-def _check(target: Tensor, scores: Tensor, name: str) -> Tensor:
-    expected = (scores.shape[0], *scores.shape[2:])
-    if target.shape != expected:
-        raise ValueError(f"{name} must be (B, H, W) = {expected}, got {tuple(target.shape)}")
-    return target.long()
 
 
 def _cross_entropy(scores: Tensor, target: Tensor) -> Tensor:

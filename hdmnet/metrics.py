@@ -12,7 +12,9 @@ from hdmnet.preprocess import IGNORE
 try:
     from torchmetrics import Metric
 except ImportError as error:
-    raise ImportError("hdmnet.metrics needs: pip install 'hdmnet[eval]'") from error
+    raise ImportError(
+        "hdmnet.metrics needs: pip install 'hdmnet[eval]', or '.[eval]' in a clone"
+    ) from error
 
 
 class FewShotIoU(Metric):

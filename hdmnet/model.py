@@ -51,6 +51,7 @@ class HDMNet(FewShotModel):
             model: a reload never downloads a backbone.
 
     Raises:
+        ConnectionError: If the ImageNet weights are not in the cache and cannot be downloaded.
         TypeError: If an argument has the wrong type.
         ValueError: If an argument is out of its range, or timm has no such backbone.
 

@@ -1,6 +1,6 @@
 """Export to ONNX: one graph encodes supports, the other segments queries with them.
 
-Needs `pip install 'hdmnet[onnx]'`.
+Needs the extra `onnx`: in a clone, `pip install '.[onnx]'`.
 """
 
 from pathlib import Path
@@ -47,7 +47,9 @@ def export_onnx(model: HDMNet, folder: str | Path) -> tuple[Path, Path]:
     try:
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise ImportError("ONNX export needs: pip install 'hdmnet[onnx]'") from error
+        raise ImportError(
+            "ONNX export needs: pip install 'hdmnet[onnx]', or '.[onnx]' in a clone"
+        ) from error
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     trained: int = model.config["shots"]

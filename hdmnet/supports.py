@@ -166,6 +166,7 @@ class SupportSet:
         """Write a safetensors file that `load` reads.
 
         Raises:
+            FileNotFoundError: If the folder of `path` does not exist.
             ValueError: If the set has no fingerprint, because `encode` made it.
 
         Example:

@@ -1,9 +1,12 @@
 """The same checks for every kind of backbone."""
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
 from conftest import assert_same, episode, fill, make
+from huggingface_hub import constants
 from torch.nn import functional as F
 
 from hdmnet import FeaturePyramid
@@ -113,3 +116,19 @@ def test_transformers_of_any_size() -> None:
 def test_unsuitable(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FeaturePyramid(name).smallest_size(4)
+
+
+def test_pretrained_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ConnectionError, match=r"weights of 'resnet18' .*check the network, HF_HUB"):
+        FeaturePyramid("resnet18", pretrained=True)
+
+
+def test_an_error_of_the_disk_is_not_one_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("timm.models._builder.load_pretrained", fail)
+    with pytest.raises(OSError, match="No space left"):
+        FeaturePyramid("resnet18", pretrained=True)

@@ -17,7 +17,7 @@ import trees
 from conftest import make
 from PIL import Image
 
-from hdmnet.data import EpisodeDataset, EpisodeList, EvalTransform, PascalVOC
+from hdmnet.data import EpisodeDataset, EpisodeList, EvalTransform, PairList, PascalVOC
 from hdmnet.metrics import FewShotIoU
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "evaluate.py"
@@ -87,6 +87,19 @@ def test_pascal(evaluate: Evaluate, tmp_path: Path) -> None:
     assert again["scores"] == pytest.approx(scores, nan_ok=True)
     assert (again["shots"], again["episodes"]) == (2, 6)  # from the list, not from the command
     assert again["model fingerprint"] == make().fingerprint()
+
+
+@pytest.mark.filterwarnings(NEVER)
+def test_pairs(evaluate: Evaluate, tmp_path: Path) -> None:
+    root = make_voc(tmp_path)
+    pairs = tmp_path / "fold1.txt"
+    pairs.write_text("".join(f"2008_{i:06}__{6 + i % 2}\n" for i in (0, 1, 2, 3)))
+    results = evaluate("pascal", root, "--fold", 1, "--pairs", pairs, "--shots", 2)
+    episodes = EpisodeList.load(tmp_path / "out" / "episodes.json", PascalVOC(root))
+    assert list(episodes) == list(PairList(PascalVOC(root), pairs, shots=2, length=6))
+    assert [results["scores"][f"episodes/{name}"] for name in ("bus", "car", "cat")] == [3, 3, 0]
+    with pytest.raises(SystemExit, match=r"fold1\.txt lists classes that are not in fold 0"):
+        evaluate("pascal", root, "--pairs", pairs)
 
 
 def test_classes_without_episodes(evaluate: Evaluate, tmp_path: Path) -> None:

@@ -125,6 +125,20 @@ def test_accelerate(particles: Path, tmp_path: Path) -> None:
     assert moved(tmp_path / "model")
 
 
+@pytest.mark.parametrize("name", ["finetune_torch", "finetune_lightning", "finetune_accelerate"])
+def test_own_folders(name: str, tmp_path: Path) -> None:
+    import trees  # needs hdmnet[eval]
+
+    boxes = {"bolt": (5, 5, 40, 60), "nut": (20, 10, 70, 50), "screw": (30, 30, 90, 70)}
+    own = trees.mask_folders(tmp_path / "own", boxes, size=(80, 96))
+    before = sorted(own.rglob("*"))
+    options = ["--size", 64, "--episodes", 4, "--steps", 2, "--every", 2, "--batch", 2]
+    run(name, "--folders", own, tmp_path / "run", *options)
+    assert moved(tmp_path / "run" / "model")
+    assert sorted(own.rglob("*")) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["own", "run"]
+
+
 def test_both_stages_of_training(particles: Path, tmp_path: Path) -> None:
     options = [*SMALL, "--steps", "2", "--every", "2", "--batch", "2"]
     run("train_base_learner", particles, tmp_path / "base", *options)

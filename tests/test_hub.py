@@ -144,6 +144,24 @@ def test_incomplete_folder(saved: tuple[HDMNet, Path], name: str) -> None:
         HDMNet.from_pretrained(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("lite0", ": did you mean 'hdmnet-lite0'?"), ("HDMNet-Lite", ": did you mean 'hdmnet-lite0'?")]
+    + [(name, "") for name in ("gpt2", "resnet50", "", "models\\fish")],
+)
+def test_an_unknown_name_asks_no_hub(
+    name: str, hint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delattr("hdmnet.hub.hf_hub_download")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="is not a bundled model") as caught:
+        HDMNet.from_pretrained(name)
+    assert str(caught.value) == (
+        f"{name!r} is not a bundled model (hdmnet-lite0), a folder or a repository "
+        f'"user/name" of the Hub{hint}'
+    )
+
+
 class TestModelCard:
     """The README.md of a saved model."""
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch._subclasses import FakeTensorMode
 
+import hdmnet
 from hdmnet.annotations import box_mask
 from hdmnet.images import load_image, load_mask
 
@@ -482,6 +483,75 @@ class TestLoadMask:
             load_mask(MASK.astype(np.complex64), SIZE)
 
 
+class TestLabelMaps:
+    MAP = np.array([[0, 8, 8], [12, 255, 0]], np.uint8)
+    CAT = torch.tensor([[0, 1, 1], [0, 255, 0]], dtype=torch.uint8)
+
+    @pytest.mark.parametrize("dtype", ["uint8", "uint16", ">u2", "int32", "int64"])
+    def test_picks_a_class(self, dtype: str) -> None:
+        values = self.MAP.astype(dtype)
+        equal(load_mask(values, label=8), self.CAT)
+        equal(load_mask(values, (2, 3), label=np.uint8(8)), self.CAT)
+        if dtype != ">u2":
+            equal(load_mask(torch.from_numpy(values)[None], label=8), self.CAT)
+
+    @pytest.mark.parametrize("mode", ["P", "L", "I", "RGB"])
+    def test_files(self, tmp_path: Path, mode: str) -> None:
+        image = Image.fromarray(self.MAP)
+        if mode == "P":
+            image.putpalette([i * 7 % 256 for i in range(768)])
+        image.convert(mode).save(tmp_path / "labels.tiff")
+        equal(hdmnet.load_mask(tmp_path / "labels.tiff", label=8), self.CAT)
+
+    def test_ignore(self) -> None:
+        values = torch.tensor([[300, 255], [-1, 0]])
+        equal(load_mask(values, label=300), torch.tensor([[1, 255], [0, 0]], dtype=torch.uint8))
+        picked = load_mask(values, label=255, ignore=-1)
+        equal(picked, torch.tensor([[0, 1], [255, 0]], dtype=torch.uint8))
+
+    def test_the_result_reads_as_itself(self) -> None:
+        for label in (8, 9):
+            mask = load_mask(self.MAP, label=label)
+            equal(load_mask(mask), mask)
+
+    def test_a_label_that_is_not_there(self) -> None:
+        equal(load_mask(self.MAP, label=9), torch.zeros(2, 3, dtype=torch.uint8))
+
+    def test_any_size_without_a_label(self) -> None:
+        equal(load_mask(MASK), load_mask(MASK, SIZE))
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"label": 255}, "label and ignore are both 255: give .* ignore=-1"),
+            ({"label": 0, "ignore": 0}, "label and ignore are both 0"),
+            ({"ignore": 0}, "ignore=0 was given without label"),
+            ({"label": 8, "size": (3, 2)}, "mask is 2 x 3 but its image is 3 x 2"),
+        ],
+    )
+    def test_wrong_options(self, options: dict, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            load_mask(self.MAP, **options)
+
+    @pytest.mark.parametrize("options", [{"label": "cat"}, {"label": 8.0}, {"ignore": None}])
+    def test_labels_are_integers(self, options: dict) -> None:
+        with pytest.raises(TypeError, match="must be the integer of a class in the label map, got"):
+            load_mask(self.MAP, **{"label": 8, **options})
+
+    @pytest.mark.parametrize("dtype", ["float32", "bool", "complex64"])
+    def test_maps_hold_integers(self, dtype: str) -> None:
+        with pytest.raises(TypeError, match=rf"mask has dtype torch\.{dtype}: a label map"):
+            load_mask(self.MAP.astype(dtype), label=8)
+
+    def test_colours_are_not_labels(self) -> None:
+        with pytest.raises(ValueError, match="mask has colours"):
+            load_mask(Image.fromarray(RGB), label=8)
+
+    def test_the_error_about_values_says_how(self) -> None:
+        with pytest.raises(ValueError, match=r"of a label map with hdmnet\.load_mask"):
+            load_mask(self.MAP)
+
+
 class TestBoxMask:
     @pytest.mark.parametrize(
         ("box", "rows", "columns"),
@@ -546,6 +616,14 @@ class TestBoxMask:
     def test_wrong_boxes(self, box, message: str) -> None:
         with pytest.raises(ValueError, match=rf"box is {re.escape(repr(box))}.*{message}"):
             box_mask(box, SIZE)
+
+    def test_swapped_size(self) -> None:
+        image, box = Image.new("RGB", (8, 200)), (0, 150, 5, 190)
+        assert box_mask(box, image.size[::-1]).sum() == 5 * 40
+        with pytest.raises(ValueError, match=r"; is size swapped\? expected \(height, width\)$"):
+            box_mask(box, image.size)
+        with pytest.raises(ValueError, match=r"pixels of that image$"):
+            box_mask((0, 201, 5, 210), image.size)
 
     @pytest.mark.parametrize("box", [None, "0145", (0, "1", 4, 5), (True,) * 4, {0, 1, 4, 5}])
     def test_not_numbers(self, box) -> None:

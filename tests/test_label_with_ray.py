@@ -185,5 +185,5 @@ def test_supports_of_another_model_are_refused(
 
 def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(SystemExit, match=r"pip install 'hdmnet\[ray\]'"):
+    with pytest.raises(SystemExit, match=r"pip install '\.\[ray\]'"):
         runpy.run_path(str(SCRIPT))

@@ -40,6 +40,12 @@ def test_no_placeholder_is_left(page: str) -> None:
     assert not re.search(r"@[A-Z]+@|TODO|TBD", (ROOT / page).read_text(encoding="utf-8"))
 
 
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])
+def test_extras_are_installed_from_a_clone(page: str) -> None:
+    """No release has them yet."""
+    assert "hdmnet[" not in (ROOT / page).read_text(encoding="utf-8")
+
+
 def test_readme_is_short() -> None:
     assert len(README.splitlines()) < 150
     assert len(snippets("README.md")) == 2

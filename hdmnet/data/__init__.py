@@ -1,7 +1,8 @@
 """Episodes for few-shot segmentation, from the benchmarks or from your own data.
 
-Needs `pip install 'hdmnet[eval]'`. A `LabelledImages` reads a collection, an `EpisodeSampler` draws
-episodes from it by the published rules, and an `EpisodeDataset` turns them into tensors.
+Needs the extra `eval`: in a clone, `pip install '.[eval]'`. A `LabelledImages` reads a collection,
+an `EpisodeSampler` draws episodes from it by the published rules, and an `EpisodeDataset` turns
+them into tensors.
 """
 
 from hdmnet.data.coco import CocoInstances
@@ -9,6 +10,7 @@ from hdmnet.data.dataset import BaseDataset, EpisodeDataset
 from hdmnet.data.episodes import Episode, EpisodeList, EpisodeSampler
 from hdmnet.data.folders import FSS1000, MaskFolders
 from hdmnet.data.folds import coco_fold, pascal_fold
+from hdmnet.data.pairs import PairList
 from hdmnet.data.pascal import PascalVOC
 from hdmnet.data.source import VOID, LabelledImages
 from hdmnet.data.transforms import EvalTransform, TrainTransform, Transform
@@ -25,6 +27,7 @@ __all__ = [
     "EvalTransform",
     "LabelledImages",
     "MaskFolders",
+    "PairList",
     "PascalVOC",
     "TrainTransform",
     "Transform",

@@ -53,7 +53,9 @@ class CocoInstances(LabelledImages):
         try:
             import pycocotools.mask
         except ImportError as error:
-            raise ImportError("COCO needs pycocotools: pip install 'hdmnet[eval]'") from error
+            raise ImportError(
+                "COCO needs pycocotools: pip install 'hdmnet[eval]', or '.[eval]' in a clone"
+            ) from error
         if crowd not in CROWDS:
             raise ValueError(f"crowd must be one of {CROWDS}, got {crowd!r}")
         self._rle, self._crowd = pycocotools.mask, crowd

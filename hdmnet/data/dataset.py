@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hdmnet.data.episodes import EpisodeList, EpisodeSampler
+from hdmnet.data.pairs import PairList
 from hdmnet.data.source import VOID, LabelledImages
 from hdmnet.data.transforms import Transform
 from hdmnet.preprocess import IGNORE
@@ -63,7 +64,7 @@ class EpisodeDataset(_Seeded):
       `base_classes`. It is -1 for a novel class: do not pass it to `HDMNet.forward` then.
 
     Args:
-        episodes: An `EpisodeSampler` or `EpisodeList`.
+        episodes: An `EpisodeSampler`, `PairList` or `EpisodeList`.
         transform: A `TrainTransform`, an `EvalTransform` or your own `Transform`.
         base_classes: Labels of the n classes of the base learner, in its order.
         seed: Seed of the transform's random numbers, at least 0.
@@ -78,7 +79,7 @@ class EpisodeDataset(_Seeded):
 
     def __init__(
         self,
-        episodes: EpisodeSampler | EpisodeList,
+        episodes: EpisodeSampler | PairList | EpisodeList,
         transform: Transform,
         *,
         base_classes: Sequence[int] | None = None,

@@ -96,8 +96,7 @@ class EpisodeSampler(Sequence[Episode]):
             ("min_area", min_area, 1),
             ("seed", seed, 0),
         ):
-            if not least <= value < 2**32:
-                raise ValueError(f"{name} must be from {least} to 2³² - 1, got {value}")
+            check_range(name, value, least)
         _check_choice("other_classes", other_classes, ("background", "drop"))
         _check_choice("order", order, ("list", "balanced"))
         _check_choice("query_class", query_class, ("shown", "listed"))
@@ -160,7 +159,8 @@ class EpisodeList(Sequence[Episode]):
 
     Args:
         source: The images.
-        episodes: The episodes, for example an `EpisodeSampler`.
+        episodes: The episodes, for example an `EpisodeSampler`. An image may be several supports of
+            an episode.
         classes: Labels of the classes to score. The classes of `episodes` are always among them.
             Give the `classes` of a sampler to include those that it drew no episode of.
 
@@ -265,6 +265,12 @@ class EpisodeList(Sequence[Episode]):
             (classes[label - 1], ids[query], [ids[i] for i in supports])
             for query, supports, label in self._episodes
         ]
+
+
+def check_range(name: str, value: int, least: int) -> None:
+    """Raise ValueError unless `value` is from `least` to 2³² - 1."""
+    if not least <= value < 2**32:
+        raise ValueError(f"{name} must be from {least} to 2³² - 1, got {value}")
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:

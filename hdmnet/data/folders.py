@@ -36,16 +36,14 @@ class _ClassFolders(LabelledImages):
 
     def _mask(self, index: int) -> NDArray[np.uint8]:
         """(H, W): 0 = background, 1 = the class, 255 = ignore."""
-        path = self._masks[index]
-        pixels = read_pixels(path)
-        return load_mask(path, (pixels.shape[0], pixels.shape[1])).numpy()
+        return load_mask(self._masks[index]).numpy()
 
 
 class MaskFolders(_ClassFolders):
     """Your own data: `CLASS/images/NAME.jpg` with `CLASS/masks/NAME.png`.
 
-    An image and its mask have the same name, except for the suffix. Mask values are those of
-    `load_mask`: bool, {0, 1}, {0, 255} or {0, 1, 255}.
+    An image and its mask have the same name, except for the suffix. Masks are read by `load_mask`:
+    bool, {0, 1}, {0, 255} or {0, 1, 255}, turned upright by their EXIF orientation, as images are.
 
     Args:
         root: The folder that holds the class folders.

@@ -15,7 +15,9 @@ try:
     from torchvision import tv_tensors
     from torchvision.transforms import v2
 except ImportError as error:
-    raise ImportError("hdmnet.data needs: pip install 'hdmnet[eval]'") from error
+    raise ImportError(
+        "hdmnet.data needs: pip install 'hdmnet[eval]', or '.[eval]' in a clone"
+    ) from error
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

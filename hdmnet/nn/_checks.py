@@ -1,5 +1,10 @@
-"""Checks of constructor arguments and of image batches."""
+"""Checks of constructor arguments and of the shapes of tensors."""
 
+from collections.abc import Sequence
+from functools import cache
+from itertools import pairwise
+
+import torch
 from torch import Tensor
 
 
@@ -33,6 +38,56 @@ def check_probabilities(**arguments: float) -> None:
         check_type(name, value, (int, float), "a probability")
         if not 0 <= value <= 1:
             raise ValueError(f"{name} must be in [0, 1], got {value}")
+
+
+def check_shapes(axes: str, **tensors: Tensor) -> None:
+    """Refuse tensors whose shapes do not fit together.
+
+    A compiled graph checks nothing, because it serves any size.
+
+    Args:
+        axes: The axes of each tensor, such as "B, C, h, w; B, K, C, h', w'". An axis has the same
+            size wherever its name stands. A number is a size, and "…" in front is any axes.
+        **tensors: The tensors by name, in the same order.
+
+    Raises:
+        ValueError: If a tensor has another number of axes, or an axis another size.
+    """
+    if torch.compiler.is_compiling():
+        return
+    each, numbers = _parse(axes)
+    sizes = dict(numbers)
+    for names, (name, tensor) in zip(each, tensors.items(), strict=True):
+        own, shape = names, tensor.shape
+        if names[0] == "…":
+            own, shape = names[1:], shape[1 - len(names) :]
+        # A forward pass makes fifty checks: `map` is the fastest way.
+        if len(shape) != len(own) or shape != tuple(map(sizes.setdefault, own, shape)):
+            known = [str(sizes.get(axis, axis)) for axis in names]
+            equal = f" = ({', '.join(known)})" if known != names else ""
+            raise ValueError(
+                f"{name} must be ({', '.join(names)}){equal}, got {tuple(tensor.shape)}"
+            )
+
+
+@cache
+def _parse(axes: str) -> tuple[list[list[str]], dict[str, int]]:
+    """Return the names of each tensor's axes, and the sizes of those that are numbers."""
+    each = [[axis.strip() for axis in part.split(",")] for part in axes.split(";")]
+    return each, {axis: int(axis) for names in each for axis in names if axis.isdecimal()}
+
+
+def check_order(name: str, maps: Sequence[Tensor], order: str) -> None:
+    """Refuse maps (…, h, w) that are not in the `order` "finest first" or "coarsest first".
+
+    A compiled graph checks nothing, because it serves any size.
+    """
+    if torch.compiler.is_compiling():
+        return
+    grids = [tuple(x.shape[-2:]) for x in maps]
+    for fine, coarse in pairwise(grids if order == "finest first" else grids[::-1]):
+        if fine[0] < coarse[0] or fine[1] < coarse[1]:
+            raise ValueError(f"{name} must be {order}, got the grids {grids}")
 
 
 def check_images(name: str, images: Tensor, axes: str, smallest: int) -> None:

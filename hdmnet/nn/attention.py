@@ -8,6 +8,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from hdmnet.nn import _fast
+from hdmnet.nn._checks import check_shapes
 from hdmnet.nn._precision import no_autocast, upcast
 
 TO_HEADS = "b n (heads d) -> b heads n d"
@@ -40,6 +41,7 @@ class SpatialReductionAttention(nn.Module):
     def __init__(self, dim: int, heads: int, *, reduction: int = 1, dropout: float = 0.1) -> None:
         super().__init__()
         check_heads(dim, heads)
+        self.dim = dim
         self.heads = heads
         self.query = nn.Linear(dim, dim, bias=False)
         self.key = nn.Linear(dim, dim, bias=False)
@@ -53,7 +55,12 @@ class SpatialReductionAttention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attend within the map `x` (B, C, h, w), h and w at least `reduction`; same shape."""
+        """Attend within the map `x` (B, C, h, w), h and w at least `reduction`; same shape.
+
+        Raises:
+            ValueError: If the shape does not fit.
+        """
+        check_shapes(f"B, {self.dim}, h, w", x=x)
         tokens = rearrange(x, "b c h w -> b (h w) c")
         reduced = rearrange(self.reduce(x), "b c h w -> b (h w) c")
         q = rearrange(self.query(tokens), TO_HEADS, heads=self.heads)
@@ -130,6 +137,7 @@ class MatchingAttention(nn.Module):
     ) -> None:
         super().__init__()
         check_heads(dim, heads)
+        self.dim = dim
         if temperature < 0.02:
             raise ValueError(
                 f"temperature must be at least 0.02, because exp(1 / temperature) must fit into "
@@ -154,11 +162,16 @@ class MatchingAttention(nn.Module):
 
         Returns:
             The attended values (B, C, h, w) and the correlation map C (B, h, w).
+
+        Raises:
+            ValueError: If a shape does not fit.
         """
+        check_shapes(f"B, {self.dim}, h, w; B, K, {self.dim}, h', w'", query=query, support=support)
         return self.match(query, self.encode(support, mask), shots=support.shape[1])
 
     def encode(self, support: Tensor, mask: Tensor) -> SupportTokens:
         """Project K masked support maps, as for `forward`, to keys and values."""
+        check_shapes(f"B, K, {self.dim}, h', w'; B, K, h', w'", support=support, mask=mask)
         tokens = rearrange(support, "b k c h w -> b (k h w) c")
         m = rearrange(mask.to(support.dtype), "b k h w -> b (k h w)")
         if self.fast:
@@ -171,6 +184,7 @@ class MatchingAttention(nn.Module):
 
     def match(self, query: Tensor, support: SupportTokens, *, shots: int) -> tuple[Tensor, Tensor]:
         """Match a query map against the result of `encode` for `shots` supports."""
+        check_shapes(f"B, {self.dim}, h, w; B, {self.heads}, n, d", query=query, key=support.key)
         q = self.query(rearrange(query, "b c h w -> b (h w) c"))
         q = upcast(rearrange(q, TO_HEADS, heads=self.heads))
         with no_autocast(query):
@@ -211,6 +225,7 @@ class MixFFN(nn.Module):
 
     def __init__(self, dim: int, *, expansion: int = 4, dropout: float = 0.1) -> None:
         super().__init__()
+        self.dim = dim
         hidden = dim * expansion
         self.expand = nn.Conv2d(dim, hidden, 1)
         self.depthwise = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
@@ -219,7 +234,12 @@ class MixFFN(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Transform the map `x` (B, C, h, w); same shape."""
+        """Transform the map `x` (B, C, h, w); same shape.
+
+        Raises:
+            ValueError: If the shape does not fit.
+        """
+        check_shapes(f"B, {self.dim}, h, w", x=x)
         hidden = self.activation(self.depthwise(self.expand(x)))
         return self.dropout(self.project(self.dropout(hidden)))
 

@@ -11,6 +11,7 @@ from timm.models import is_model_in_modules
 from torch import Tensor, nn
 
 from hdmnet.nn import _fast
+from hdmnet.nn._checks import check_shapes
 from hdmnet.nn._resize import upsample
 
 PAPER_BACKBONES = {"resnet50": "resnet50s", "resnet101": "resnet101s", "vgg16": "vgg16_bn"}
@@ -50,6 +51,7 @@ class FeaturePyramid(nn.Module):
         std: Standard deviation of each channel.
 
     Raises:
+        ConnectionError: If the weights are not in the cache and cannot be downloaded.
         ValueError: If timm does not know the model, or cannot give three feature levels of it.
 
     Example:
@@ -74,7 +76,12 @@ class FeaturePyramid(nn.Module):
             _round_pools_up(self.body)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalised images (B, 3, H, W) → f2, f3, f4, each (B, channels[i], h, w)."""
+        """Normalised images (B, 3, H, W) → f2, f3, f4, each (B, channels[i], h, w).
+
+        Raises:
+            ValueError: If the shape does not fit.
+        """
+        check_shapes("B, 3, H, W", images=images)
         levels = self.body(images)
         if self.name == "vgg16":  # timm returns the levels before their pools
             levels = [*(F.max_pool2d(x, 2, ceil_mode=True) for x in levels[:2]), levels[2]]
@@ -117,7 +124,12 @@ class FeaturePyramid(nn.Module):
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Compute (x - mean) / std of each channel of (…, 3, H, W)."""
+    """Compute (x - mean) / std of each channel of (…, 3, H, W).
+
+    Raises:
+        ValueError: If the shape does not fit.
+    """
+    check_shapes("…, 3, H, W", images=images)
     means, stds = (
         torch.tensor(values, dtype=images.dtype, device=images.device).view(3, 1, 1)
         for values in (mean, std)
@@ -139,7 +151,18 @@ def _create_body(name: str, *, pretrained: bool) -> Any:  # timm has three class
         body = timm.create_model(name, **options)
     except (AssertionError, RuntimeError) as error:  # no three levels, or no such weights
         raise ValueError(f"timm has no pyramid of three levels of {name!r}: {error}") from error
-    return timm.create_model(name, pretrained=True, **options) if pretrained else body
+    if not pretrained:
+        return body
+    try:
+        return timm.create_model(name, pretrained=True, **options)
+    except OSError as error:  # of the Hub's client or of urllib
+        if error.errno is not None:  # such as a full disk
+            raise
+        raise ConnectionError(
+            f"timm's weights of {name!r} are not in the cache, and cannot be downloaded "
+            f"({type(error).__name__}): check the network, HF_HUB_OFFLINE and HF_ENDPOINT, or do "
+            "without pretrained weights"
+        ) from error
 
 
 def _dilate_first_blocks(body: nn.Module) -> None:

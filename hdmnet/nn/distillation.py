@@ -6,6 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from hdmnet.nn._checks import check_order, check_shapes
 from hdmnet.nn._precision import upcast
 from hdmnet.nn._resize import upsample
 
@@ -39,10 +40,13 @@ class CorrelationDistillation(nn.Module):
             A scalar, at least 0 except for rounding errors.
 
         Raises:
-            ValueError: If `correlations` is empty.
+            ValueError: If `correlations` is empty or not coarsest first, or a shape does not fit.
         """
         if not correlations:
             raise ValueError("correlations is empty: expected at least one map (B, h, w)")
+        for correlation in correlations:
+            check_shapes("B, H, W; B, h, w", target=target, correlation=correlation)
+        check_order("correlations", correlations, "coarsest first")
         students = [upcast(correlation) for correlation in correlations]
         # Fill first, then resize: a cell that samples any background drops out of the softmax.
         label = torch.where(target == 1, 1.0, -1e9).to(students[0].dtype)

@@ -6,6 +6,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from hdmnet.nn import _fast
+from hdmnet.nn._checks import check_shapes
 from hdmnet.nn.attention import MixFFN, SpatialReductionAttention
 
 
@@ -26,12 +27,18 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, in_channels: int, dim: int, *, stride: int = 1) -> None:
         super().__init__()
+        self.in_channels = in_channels
         kernel = 1 if stride == 1 else 3
         self.projection = nn.Conv2d(in_channels, dim, kernel, stride=stride, padding=kernel // 2)
         self.norm = LayerNorm2d(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, h, w) → (B, dim, ⌈h / stride⌉, ⌈w / stride⌉)."""
+        """(B, in_channels, h, w) → (B, dim, ⌈h / stride⌉, ⌈w / stride⌉).
+
+        Raises:
+            ValueError: If the shape does not fit.
+        """
+        check_shapes(f"B, {self.in_channels}, h, w", x=x)
         return self.norm(self.projection(x))
 
 
@@ -94,7 +101,11 @@ class SelfAttentionStage(nn.Module):
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, h, w) → (B, dim, ⌈h / stride⌉, ⌈w / stride⌉)."""
+        """(B, in_channels, h, w) → (B, dim, ⌈h / stride⌉, ⌈w / stride⌉).
+
+        Raises:
+            ValueError: If the shape does not fit.
+        """
         x = self.patch_embed(x)
         for block in self.blocks:
             again = self.grad_checkpointing and self.training
@@ -127,6 +138,7 @@ class HierarchicalEncoder(nn.Module):
         self, dim: int = 64, heads: Sequence[int] = (2, 4, 8), *, dropout: float = 0.1
     ) -> None:
         super().__init__()
+        self.dim = dim
         self.min_grid = 2 ** (len(heads) - 1)
         self.stages = nn.ModuleList(
             SelfAttentionStage(
@@ -150,8 +162,9 @@ class HierarchicalEncoder(nn.Module):
             S maps (B, C, ⌈h / 2^s⌉, ⌈w / 2^s⌉), finest first.
 
         Raises:
-            ValueError: If the grid is smaller than `min_grid`.
+            ValueError: If the shape does not fit, or the grid is smaller than `min_grid`.
         """
+        check_shapes(f"B, {self.dim}, h, w", x=x)
         if min(x.shape[-2:]) < self.min_grid:
             raise ValueError(
                 f"the feature grid is {x.shape[-2]} × {x.shape[-1]}, but {len(self.stages)} stages "

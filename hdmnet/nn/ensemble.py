@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from hdmnet.nn._checks import check_shapes
 from hdmnet.nn._precision import no_autocast, upcast
 
 
@@ -25,11 +26,17 @@ class BaseLearner(nn.Module):
 
     def __init__(self, in_channels: int, classes: int, *, dropout: float = 0.1) -> None:
         super().__init__()
+        self.in_channels = in_channels
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(in_channels, 1 + classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, h, w) → logits (B, 1 + n, h, w), background first."""
+        """(B, in_channels, h, w) → logits (B, 1 + n, h, w), background first.
+
+        Raises:
+            ValueError: If the shape does not fit.
+        """
+        check_shapes(f"B, {self.in_channels}, h, w", x=x)
         return self.classifier(self.dropout(x.relu()))
 
 
@@ -69,7 +76,12 @@ class ShotWeighting(nn.Module):
             )
 
     def forward(self, distances: Tensor) -> Tensor:
-        """(B, K) distances e_k, K ≥ 1 → (B,) weighted means e."""
+        """(B, K) distances e_k, K ≥ 1 → (B,) weighted means e.
+
+        Raises:
+            ValueError: If the shape does not fit.
+        """
+        check_shapes("B, K", distances=distances)
         if self.shots == 1 or distances.shape[1] != self.shots:
             return distances.mean(dim=1)
         with no_autocast(distances):
@@ -128,8 +140,10 @@ class BaseMetaEnsemble(nn.Module):
             (B, 2, h, w) scores of background and object. They are not logits.
 
         Raises:
-            ValueError: If `base_class` has the wrong shape or is out of range.
+            ValueError: If a shape does not fit, or `base_class` is out of range.
         """
+        axes = "B, 2, h, w; B, 1 + n, h, w; B, K"
+        check_shapes(axes, meta=meta, base=base, distances=distances)
         if base_class is not None:
             _check_base_class(base_class, base)
         b, f = upcast(meta).softmax(dim=1).split(1, dim=1)

@@ -9,6 +9,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
 from hdmnet.nn import _fast
+from hdmnet.nn._checks import check_order, check_shapes
 from hdmnet.nn._resize import nearest, upsample
 from hdmnet.nn.attention import MatchingAttention, MixFFN, SupportTokens
 
@@ -53,6 +54,8 @@ class MatchingStage(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
+        self.dim = dim
+        self.prior_channels = prior_channels
         self.norm1 = LayerNorm2d(dim)
         self.attention = MatchingAttention(dim, heads, shots=shots, dropout=dropout)
         self.norm2 = LayerNorm2d(dim)
@@ -77,11 +80,16 @@ class MatchingStage(nn.Module):
 
         Returns:
             The matched features z (B, C, h, w) and the correlation map (B, h, w).
+
+        Raises:
+            ValueError: If a shape does not fit.
         """
+        check_shapes(f"B, {self.dim}, h, w; B, K, {self.dim}, h', w'", query=query, support=support)
         return self.match(query, self.encode(support, mask), prior, shots=support.shape[1])
 
     def encode(self, support: Tensor, mask: Tensor) -> SupportTokens:
         """Compute the part of `forward` that does not depend on the query."""
+        check_shapes(f"B, K, {self.dim}, h', w'; B, K, H, W", support=support, mask=mask)
         mask = nearest(mask.to(support.dtype), support.shape[-2:])
         support = rearrange(support, "b k c h w -> (b k) c h w")
         # The same LayerNorm serves query and supports.
@@ -92,6 +100,8 @@ class MatchingStage(nn.Module):
         self, query: Tensor, support: SupportTokens, prior: Tensor, *, shots: int
     ) -> tuple[Tensor, Tensor]:
         """Compute `forward` from the result of `encode` for `shots` supports."""
+        axes = f"B, {self.dim}, h, w; B, {self.prior_channels}, H', W'"
+        check_shapes(axes, query=query, prior=prior)
         if self.grad_checkpointing and self.training:
             # Without `fuse`: computed again, its BatchNorm would count every batch twice.
             x, correlation = _fast.recompute(self._block, query, support, shots)
@@ -154,6 +164,7 @@ class CascadeMatching(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
+        self.dim = dim
         self.stages = nn.ModuleList(
             MatchingStage(dim, heads, prior_channels=prior_channels, shots=shots, dropout=dropout)
             for _ in range(stages)
@@ -180,11 +191,19 @@ class CascadeMatching(nn.Module):
         Returns:
             Logits (B, 2, h_0, w_0) on the finest grid, background first; and the correlation map
             (B, h_s, w_s) of each stage, *coarsest first*.
+
+        Raises:
+            ValueError: If a shape or the number of levels does not fit, or levels are not finest
+                first.
         """
+        for q, s in zip(query, support, strict=False):  # `encode` and `match` count the levels
+            check_shapes(f"B, {self.dim}, h, w; B, K, {self.dim}, h', w'", query=q, support=s)
         return self.match(query, self.encode(support, mask), prior, shots=mask.shape[1])
 
     def encode(self, support: Sequence[Tensor], mask: Tensor) -> tuple[SupportTokens, ...]:
         """Compute the part of `forward` that does not depend on the query, for each level."""
+        self._check_count("support", support)
+        check_order("support", support, "finest first")
         pairs = zip(self.stages, support, strict=True)
         return tuple(cast(MatchingStage, stage).encode(level, mask) for stage, level in pairs)
 
@@ -197,6 +216,9 @@ class CascadeMatching(nn.Module):
         shots: int,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Compute `forward` from the result of `encode` for `shots` supports."""
+        self._check_count("query", query)
+        self._check_count("support", support)
+        check_order("query", query, "finest first")
         correlations = []
         y: Tensor | None = None
         for level in reversed(range(len(self.stages))):
@@ -209,6 +231,12 @@ class CascadeMatching(nn.Module):
                 y = y + self.parse[level](z + y)
             correlations.append(correlation)
         return self.classifier(y), tuple(correlations)
+
+    def _check_count(self, name: str, levels: Sequence[object]) -> None:
+        if len(levels) != len(self.stages):
+            raise ValueError(
+                f"{name} must have {len(self.stages)} levels, one for each stage, got {len(levels)}"
+            )
 
     def fuse_(self) -> None:
         """Fold the norms and collapse the bottlenecks in place, for inference."""

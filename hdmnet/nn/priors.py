@@ -7,6 +7,7 @@ from einops import rearrange
 from torch import Tensor
 
 from hdmnet.nn import _fast
+from hdmnet.nn._checks import check_shapes
 from hdmnet.nn._precision import no_autocast, upcast
 from hdmnet.nn._resize import nearest, upsample
 
@@ -21,10 +22,13 @@ def masked_average_pool(features: Tensor, mask: Tensor) -> Tensor:
 
     Args:
         features: (B, K, C, h, w) support features s.
-        mask: (B, K, H, W) masks m in {0, 1}, at any resolution.
+        mask: (B, K, H, W) masks m in {0, 1}, at any resolution: they are stretched to the features.
 
     Returns:
         (B, K, C) prototypes. The prototype of an empty mask is 0.
+
+    Raises:
+        ValueError: If a shape does not fit.
 
     Example:
         >>> masked_average_pool(torch.rand(1, 5, 256, 60, 60), torch.ones(1, 5, 473, 473)).shape
@@ -32,6 +36,7 @@ def masked_average_pool(features: Tensor, mask: Tensor) -> Tensor:
 
     Source: PFENet (arXiv 2008.01449), section 3.3. HDMNet uses the same prototype.
     """
+    check_shapes("B, K, C, h, w; B, K, H, W", features=features, mask=mask)
     features = upcast(features)
     weight = upsample(mask.to(features.dtype), features.shape[-2:], align_corners=True)[:, :, None]
     return (features * weight).sum((-2, -1)) / (weight.sum((-2, -1)) + 5e-4)
@@ -48,10 +53,13 @@ def cosine_prior(query: Tensor, support: Tensor, mask: Tensor) -> Tensor:
     Args:
         query: (B, C, h, w) query features q.
         support: (B, K, C, h', w') features s of the masked support images.
-        mask: (B, K, H, W) masks m in {0, 1}, at any resolution.
+        mask: (B, K, H, W) masks m in {0, 1}, at any resolution: they are stretched to the features.
 
     Returns:
         (B, h, w) similarities in [-1, 1].
+
+    Raises:
+        ValueError: If a shape does not fit.
 
     Example:
         >>> query, support = torch.rand(1, 64, 30, 30), torch.rand(1, 5, 64, 30, 30)
@@ -60,6 +68,8 @@ def cosine_prior(query: Tensor, support: Tensor, mask: Tensor) -> Tensor:
 
     Source: the prior mask of PFENet (arXiv 2008.01449), section 3.2, which HDMNet uses.
     """
+    axes = "B, C, h, w; B, K, C, h', w'; B, K, H, W"
+    check_shapes(axes, query=query, support=support, mask=mask)
     return max_cosine(query, foreground_features(support, mask))
 
 

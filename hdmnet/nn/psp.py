@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hdmnet.nn import _fast
+from hdmnet.nn._checks import check_shapes
 from hdmnet.nn._resize import upsample
 
 
@@ -64,7 +65,11 @@ class PyramidPooling(nn.Module):
 
         Returns:
             (B, out_channels, h, w), of either sign. With a `box`, h and w are those of the box.
+
+        Raises:
+            ValueError: If the shape does not fit.
         """
+        check_shapes(f"B, {self.in_channels}, h, w", x=x)
         cells = [branch(x) for branch in self.branches]
         if not self.fast:
             maps = [upsample(cell, x.shape[-2:], align_corners=True) for cell in cells]

@@ -4,6 +4,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from hdmnet.nn._checks import check_shapes
 from hdmnet.nn._precision import no_autocast, upcast
 from hdmnet.nn.priors import EPS
 
@@ -21,12 +22,16 @@ def gram_matrix(features: Tensor) -> Tensor:
     Returns:
         (…, C, C) cosines in [-1, 1].
 
+    Raises:
+        ValueError: If the shape does not fit.
+
     Example:
         >>> gram_matrix(torch.rand(2, 512, 60, 60)).shape
         torch.Size([2, 512, 512])
 
     Source: BAM (arXiv 2203.07615), ensemble module.
     """
+    check_shapes("…, C, h, w", features=features)
     with no_autocast(features):
         # bfloat16 stays: the distance averages its rounding errors. float16 would overflow.
         bfloat16 = features.dtype == torch.bfloat16
@@ -49,6 +54,9 @@ def gram_distance(query: Tensor, support: Tensor) -> Tensor:
     Returns:
         (B, K) distances, at least 0.
 
+    Raises:
+        ValueError: If a shape does not fit.
+
     Example:
         >>> query, support = torch.rand(1, 512, 60, 60), torch.rand(1, 5, 512, 60, 60)
         >>> gram_distance(gram_matrix(query), gram_matrix(support)).shape
@@ -56,5 +64,6 @@ def gram_distance(query: Tensor, support: Tensor) -> Tensor:
 
     Source: BAM (arXiv 2203.07615), ensemble module.
     """
+    check_shapes("B, C, C; B, K, C, C", query=query, support=support)
     difference = query[:, None] - support.to(query.dtype)
     return torch.linalg.matrix_norm(difference) / query.shape[-1]
