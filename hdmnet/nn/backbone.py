@@ -105,10 +105,7 @@ class FeaturePyramid(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised images (B, 3, H, W) → f2, f3, f4, each (B, channels[i], h, w)."""
-        size = [-(-side // self._multiple) * self._multiple for side in images.shape[-2:]]
-        if size != [*images.shape[-2:]]:
-            images = upsample(images, size, align_corners=False)
-        levels = self.body(images)
+        levels = self.body(_whole_cells(images, self._multiple))
         if self.name == "vgg16":  # timm returns the levels before their pools
             levels = [*(F.max_pool2d(x, 2, ceil_mode=True) for x in levels[:2]), levels[2]]
         if self._channels_last:
@@ -168,6 +165,15 @@ def _takes_whole_cells(name: str) -> bool:
     if is_model_in_modules(name, ("byobnet", "resnet")):
         return any(part in name for part in _ANTIALIASED)
     return is_model_in_modules(name, _WHOLE_CELLS)
+
+
+def _whole_cells(images: Tensor, multiple: int) -> Tensor:
+    """Resize images so that height and width are multiples."""
+    if multiple == 1:
+        return images
+    size = [-(-side // multiple) * multiple for side in images.shape[-2:]]
+    same = size == [*images.shape[-2:]]
+    return images if same else upsample(images, size, align_corners=False)
 
 
 def _create_body(name: str, layers: Sequence[int] | None, *, pretrained: bool) -> Any:
