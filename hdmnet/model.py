@@ -34,8 +34,8 @@ class HDMNet(FewShotModel):
     """The network of the paper: segments the class of K masked support images in a query image.
 
     Args:
-        backbone: `resnet50`, `resnet101` or `vgg16` as in the paper, or any timm model with a
-            feature pyramid.
+        backbone: `resnet50`, `resnet101` or `vgg16` as in the paper, or any other timm model with
+            a feature pyramid or of the plain ViTs, such as `vit_small_patch14_dinov2.lvd142m`.
         base_classes: Number of base classes n of the base learner. 0 leaves out the base learner,
             its PSP head and the ensemble: `final` is then softmax(meta), and f3 takes the place of
             f5 in the prior.
@@ -47,8 +47,11 @@ class HDMNet(FewShotModel):
         feature_dropout: Probability of dropping a channel of the reduced features.
         shot_hidden_dim: Hidden channels of the shot weighting; 0 means one layer without bias.
         frozen_norm: Whether every BatchNorm stays in eval mode in training, as in the paper.
-        pretrained_backbone: Whether to download timm's ImageNet weights. It is not saved with the
-            model: a reload never downloads a backbone.
+        layers: Numbers of the backbone's levels or blocks to take f2, f3 and f4 from, as for
+            `FeaturePyramid`; None takes its default. f2 and f3 become tokens, f2 gives the Gram
+            matrices, f4 gives f5. The prior compares f4 and f5, or f4 and f3 without base learner.
+        pretrained_backbone: Whether to download timm's weights of the backbone. It is not saved
+            with the model: a reload never downloads a backbone.
 
     Raises:
         ConnectionError: If the ImageNet weights are not in the cache and cannot be downloaded.
@@ -76,6 +79,7 @@ class HDMNet(FewShotModel):
         feature_dropout: float = 0.5,
         shot_hidden_dim: int = 2,
         frozen_norm: bool = True,
+        layers: Sequence[int] | None = None,
         pretrained_backbone: bool = False,
     ) -> None:
         super().__init__()
@@ -94,7 +98,7 @@ class HDMNet(FewShotModel):
         self.image_size = image_size
         self.frozen_norm = frozen_norm
 
-        self.backbone = FeaturePyramid(backbone, pretrained=pretrained_backbone)
+        self.backbone = FeaturePyramid(backbone, layers=layers, pretrained=pretrained_backbone)
         c2, c3, c4 = self.backbone.channels
         self.psp = PyramidPooling(c4, PSP_DIM) if base_classes else None
         self.base_learner = BaseLearner(PSP_DIM, base_classes) if base_classes else None

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from conftest import assert_same, episode, fill, make
+from conftest import assert_same, assert_same_output, episode, fill, make, tensors
 from huggingface_hub import constants
+from test_predict import picture
 from torch.nn import functional as F
 
-from hdmnet import FeaturePyramid
+from hdmnet import EpisodeLoss, FeaturePyramid, HDMNet, box_mask
 
 # name: (stride of the grid, smallest image side that gives four cells, channels)
 BACKBONES = {
@@ -52,6 +53,84 @@ class TestBackbone:
             out = model(*episode(shots=2, size=(56, 72)))
         assert out.final.isfinite().all()
         assert out.final.shape == (1, 2, 56, 72)
+
+
+# One small model of each family.
+FAMILIES = (
+    "vit_tiny_patch16_224",
+    "vit_small_patch14_dinov2",
+    "vit_small_patch14_reg4_dinov2",
+    "vit_small_patch16_dinov3",
+    "eva02_tiny_patch14_224",
+    "deit_tiny_distilled_patch16_224",
+    "swin_tiny_patch4_window7_224",
+    "convnext_atto",
+    "tf_efficientnet_lite0",
+    "mobilenetv3_small_050",
+    "regnetx_002",
+    "resnet18",
+    "pvt_v2_b0",
+    "edgenext_xx_small",
+    "fastvit_t8",
+    "mobilevit_xxs",
+)
+MORE_FAMILIES = (
+    "vit_base_patch16_siglip_224",
+    "vit_tiny_r_s16_p8_224",
+    "vitamin_small_224",
+    "samvit_base_patch16_224",
+    "naflexvit_base_patch16_gap",
+    "xcit_nano_12_p16_224",
+    "swinv2_tiny_window8_256",
+    "hrnet_w18_small",
+    "mambaout_femto",
+    "repvit_m0_9",
+    "twins_svt_small",
+)
+
+
+def small(name: str) -> HDMNet:
+    return HDMNet(name, base_classes=2, dim=16, heads=(1,), image_size=64)
+
+
+@pytest.mark.parametrize(
+    "name", [*FAMILIES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE_FAMILIES)]
+)
+def test_family(name: str, tmp_path: Path) -> None:
+    model = small(name).eval()
+    query, supports, masks = episode(1, 2, (57, 91))
+    with torch.inference_mode():
+        output = model(query, supports, masks)
+        assert output.final.shape == (1, 2, 57, 91)
+        assert all(tensor.isfinite().all() for tensor in tensors(output))
+        assert_same_output(model.fused()(query, supports, masks), output)
+
+    images = picture(), picture(80, 100, seed=1), box_mask((20, 30, 60, 80), (100, 80))
+    result = model.predict(*images)
+    model.save_pretrained(tmp_path)
+    again = HDMNet.from_pretrained(tmp_path)
+    assert torch.equal(again.predict(*images).probability, result.probability)
+
+    model.train()
+    optimiser = torch.optim.AdamW(model.param_groups(1e-4))
+    output = model(query, supports[:, :1], masks[:, :1], torch.tensor([0]))
+    EpisodeLoss()(output, masks[:, 0]).total.backward()
+    if not name.startswith("hrnet"):  # its finest branch is not one of the three levels
+        unused = [key for key, parameter in model.named_parameters() if parameter.grad is None]
+        assert not unused  # else DistributedDataParallel fails
+    optimiser.step()
+    assert not torch.equal(model.predict(*images).probability, result.probability)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_family_compiles(name: str) -> None:
+    torch.compiler.reset()
+    model = small(name).eval()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    inputs = episode(1, 1, (57, 91))
+    with torch.no_grad():
+        assert_same_output(compiled(*inputs), model(*inputs))
 
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet101"])
@@ -97,12 +176,24 @@ def test_never_downloads_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         FeaturePyramid("resnet18", pretrained=True)
 
 
-def test_transformers_of_any_size() -> None:
-    pyramid = FeaturePyramid("swin_tiny_patch4_window7_224").eval()
-    assert pyramid.smallest_size(4) == 32
+@pytest.mark.parametrize(
+    ("name", "cell", "stride"),
+    [
+        ("swin_tiny_patch4_window7_224", 32, 8),
+        ("swinv2_tiny_window8_256", 32, 8),
+        ("hrnet_w18_small", 32, 8),
+        ("resnetaa34d", 8, 8),
+    ],
+)
+def test_images_are_resized_to_whole_cells(name: str, cell: int, stride: int) -> None:
+    pyramid = FeaturePyramid(name).eval()
+    assert pyramid.smallest_size(4) == 3 * stride + 1
+    images = torch.randn(1, 3, 2 * cell - 3, 3 * cell - 1)
+    whole = F.interpolate(images, (2 * cell, 3 * cell), mode="bilinear")
     with torch.inference_mode():
-        levels = pyramid(torch.randn(1, 3, 64, 96))
-    assert [tuple(level.shape) for level in levels] == [(1, c, 8, 12) for c in (192, 384, 768)]
+        for level, expected in zip(pyramid(images), pyramid(whole), strict=True):
+            assert level.shape[-2:] == (2 * cell // stride, 3 * cell // stride)
+            assert torch.equal(level, expected)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +201,7 @@ def test_transformers_of_any_size() -> None:
     [
         ("no_such_network", "unknown backbone 'no_such_network'"),
         ("resnet18.no_such_weights", "no pyramid of three levels .*Invalid pretrained tag"),
-        ("tnt_s_patch16_224", "takes images of one size only"),
+        ("tnt_s_patch16_224", "takes images of certain sizes only"),
     ],
 )
 def test_unsuitable(name: str, message: str) -> None:

@@ -47,9 +47,10 @@ def test_queries_against_an_encoded_set() -> None:
 
 
 @pytest.mark.slow
-def test_the_default_backend() -> None:
-    # Compiling the C++ code takes a minute, so this tests one small model at one size.
-    model = make(base_classes=0, heads=(2,))
+@pytest.mark.parametrize("backbone", ["resnet18", "vit_tiny_patch16_224"])
+def test_the_default_backend(backbone: str) -> None:
+    # Compiling the C++ code takes a minute, so this tests small models at one size.
+    model = make(backbone=backbone, base_classes=0, heads=(2,))
     compiled = torch.compile(model, fullgraph=True)
     inputs = episode(2, 2)
     with torch.no_grad():

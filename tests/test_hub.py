@@ -24,6 +24,7 @@ OPTIONS = {
     "feature_dropout": 0.25,
     "shot_hidden_dim": 0,
     "frozen_norm": False,
+    "layers": None,
 }
 
 

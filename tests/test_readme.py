@@ -8,7 +8,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = ("README.md", "docs/speed.md", "docs/evaluation.md", "docs/fine-tuning.md")
+PAGES = (
+    "README.md",
+    "docs/backbones.md",
+    "docs/speed.md",
+    "docs/evaluation.md",
+    "docs/fine-tuning.md",
+)
 
 
 def snippets(page: str) -> list[str]:
@@ -24,7 +30,7 @@ def test_snippet_runs(
     page: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(ROOT / "examples" / "data", tmp_path / "examples" / "data")
-    if page in ("docs/evaluation.md", "docs/fine-tuning.md"):
+    if page in ("docs/backbones.md", "docs/evaluation.md", "docs/fine-tuning.md"):
         pytest.importorskip("torchmetrics", reason="needs hdmnet[eval]")
         import trees
 
