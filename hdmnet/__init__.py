@@ -28,7 +28,7 @@ from hdmnet.nn import (
     masked_average_pool,
 )
 from hdmnet.output import HDMNetOutput
-from hdmnet.segmentation import Segmentation
+from hdmnet.segmentation import Instance, MulticlassSegmentation, Segmentation
 from hdmnet.supports import SupportSet
 
 __version__ = "0.1.0"
@@ -45,9 +45,11 @@ __all__ = [
     "HDMNet",
     "HDMNetOutput",
     "HierarchicalEncoder",
+    "Instance",
     "MatchingAttention",
     "MatchingStage",
     "MixFFN",
+    "MulticlassSegmentation",
     "PatchEmbed",
     "PretrainedInfo",
     "PyramidPooling",

@@ -5,24 +5,38 @@ import hashlib
 import json
 import multiprocessing
 import os
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
-from typing import Any, ClassVar, Self, cast, overload
+from typing import Any, ClassVar, Self, TypeAlias, cast, overload
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hdmnet import fusion
+from hdmnet.classes import (
+    Supports,
+    SupportsByClass,
+    as_list,
+    batched,
+    encode_classes,
+    stack_equal_shots,
+)
 from hdmnet.hub import HubMixin
 from hdmnet.images import ImageLike, load_image, load_mask
+from hdmnet.nn import _checks
 from hdmnet.nn.backbone import FeaturePyramid
 from hdmnet.preprocess import resize_image, resize_label
-from hdmnet.segmentation import Segmentation
+from hdmnet.segmentation import MulticlassSegmentation, Segmentation
 from hdmnet.supports import SupportSet
+
+Answer: TypeAlias = Segmentation | MulticlassSegmentation
 
 
 class FewShotModel(nn.Module, HubMixin, ABC):
@@ -80,16 +94,15 @@ class FewShotModel(nn.Module, HubMixin, ABC):
 
     # Prediction
 
-    def encode_supports(
-        self, supports: ImageLike | Sequence[ImageLike], masks: ImageLike | Sequence[ImageLike]
-    ) -> SupportSet:
+    def encode_supports(self, supports: Supports, masks: Supports) -> SupportSet:
         """Encode one class once, for any number of `predict` calls.
 
         Args:
             supports: One image or a sequence of K images: file paths, PIL images, (H, W, 3) uint8
                 arrays, or (3, H, W) tensors, uint8 or in [0, 1].
             masks: The mask of each support, of its size: bool, {0, 1}, {0, 255}, or {0, 1, 255}
-                where 255 is ignored.
+                where 255 is ignored. A support with an empty mask changes the answer: a warning
+                names it.
 
         Returns:
             The encoded supports. They are for inference only: no gradient flows through them.
@@ -102,17 +115,24 @@ class FewShotModel(nn.Module, HubMixin, ABC):
             >>> fish = model.encode_supports(["a.jpg", "b.jpg"], ["a.png", "b.png"])
             >>> results = model.predict(["query_1.jpg", "query_2.jpg"], fish)
         """
-        images, mask_list = _as_list(supports), _as_list(masks)
+        images, mask_list = as_list(supports), as_list(masks)
         if len(images) != len(mask_list) or not images:
             raise ValueError(
                 f"got {len(images)} supports and {len(mask_list)} masks: expected at least one "
                 "support, and one mask for each"
             )
-        tensors = [load_image(image) for image in images]
-        labels = [
-            load_mask(mask, (image.shape[-2], image.shape[-1]))
-            for mask, image in zip(mask_list, tensors, strict=True)
-        ]
+        tensors, labels = [], []
+        for i, (image, given) in enumerate(zip(images, mask_list, strict=True)):
+            with _naming(f"support {i}: " if len(images) > 1 else ""):
+                tensors.append(load_image(image))
+                size = (tensors[i].shape[-2], tensors[i].shape[-1])
+                labels.append(load_mask(given, size))
+            if not (labels[i] == 1).any():
+                warnings.warn(
+                    f"the mask of support {i} is empty: it shows nothing of the class, but it "
+                    "changes the answer. Leave this support out",
+                    stacklevel=2,
+                )
         size = (self.image_size, self.image_size)
         batch = torch.stack([self._prepare(image) for image in tensors])
         mask = torch.stack([resize_label(label, size) for label in labels]).to(batch.device)
@@ -124,24 +144,53 @@ class FewShotModel(nn.Module, HubMixin, ABC):
     def predict(  # type: ignore[overload-overlap]  # a str is also a sequence of str
         self,
         query: ImageLike,
-        supports: ImageLike | Sequence[ImageLike] | SupportSet,
-        masks: ImageLike | Sequence[ImageLike] | None = None,
+        supports: Supports | SupportSet,
+        masks: Supports | None = None,
+        *,
+        batch_size: int | None = None,
     ) -> Segmentation: ...
+
+    @overload
+    def predict(  # type: ignore[overload-overlap]
+        self,
+        query: Sequence[ImageLike],
+        supports: Supports | SupportSet,
+        masks: Supports | None = None,
+        *,
+        batch_size: int | None = None,
+    ) -> list[Segmentation]: ...
+
+    @overload
+    def predict(  # type: ignore[overload-overlap]
+        self,
+        query: ImageLike,
+        supports: Supports | SupportsByClass,
+        masks: Supports | Mapping[str, Supports] | None = None,
+        *,
+        class_ids: Mapping[str, int] | None = None,
+        batch_size: int | None = None,
+    ) -> MulticlassSegmentation: ...
 
     @overload
     def predict(
         self,
         query: Sequence[ImageLike],
-        supports: ImageLike | Sequence[ImageLike] | SupportSet,
-        masks: ImageLike | Sequence[ImageLike] | None = None,
-    ) -> list[Segmentation]: ...
+        supports: Supports | SupportsByClass,
+        masks: Supports | Mapping[str, Supports] | None = None,
+        *,
+        class_ids: Mapping[str, int] | None = None,
+        batch_size: int | None = None,
+    ) -> list[MulticlassSegmentation]: ...
 
     def predict(
         self,
         query: ImageLike | Sequence[ImageLike],
-        supports: ImageLike | Sequence[ImageLike] | SupportSet,
-        masks: ImageLike | Sequence[ImageLike] | None = None,
-    ) -> Segmentation | list[Segmentation]:
+        supports: Supports | SupportSet | SupportsByClass,
+        masks: Supports | Mapping[str, Supports] | None = None,
+        *,
+        class_ids: Mapping[str, int] | None = None,
+        batch_size: int | None = None,
+    ) -> Answer | list[Any]:
         """Segment one image, or a list of images, at their own sizes.
 
         Images are resized to `image_size` × `image_size`, and the answer back to the query's size.
@@ -152,37 +201,132 @@ class FewShotModel(nn.Module, HubMixin, ABC):
 
         Args:
             query: One image, or a list of images for a list of results.
-            supports: As for `encode_supports`, or the result of `encode_supports`.
-            masks: As for `encode_supports`. Leave it out with encoded supports.
+            supports: One class: as for `encode_supports`, or its result. Several classes: a dict of
+                these by name; or, with `class_ids`, images that each show some of the classes.
+            masks: As for `encode_supports`, in a dict if `supports` is one. Leave it out with
+                encoded supports.
+            class_ids: The value of each class in `masks`, which are then label maps, such as those
+                of PASCAL VOC: {"cat": 8, "dog": 12}. 255 means "ignore". A class takes the
+                supports that show it.
+            batch_size: Number of pairs of a query and a class that are computed at once: several
+                queries for one class, or several classes for one query. More need more memory.
+                None: one query, with all its classes.
 
         Returns:
-            The segmentation of the query, or a list of them.
+            The segmentation of the query: a `Segmentation` for one class, a
+            `MulticlassSegmentation` for a dict or with `class_ids`. A list of queries gives a list.
 
         Raises:
             TypeError: If something is not an image or a mask.
-            ValueError: If an image or mask cannot be read, or has wrong values or a wrong size.
+            ValueError: If an image or mask cannot be read, or has wrong values or a wrong size; if
+                supports and masks do not name the same classes; or if no support shows a class.
 
         Example:
             >>> result = model.predict("query.jpg", ["support.jpg"], ["support_mask.png"])
             >>> result.overlay("query.jpg").save("overlay.png")
         """
-        if isinstance(supports, SupportSet):
-            if masks is not None:
-                raise ValueError("a SupportSet already holds its masks: leave masks out")
-            encoded = supports
-        elif masks is None:
-            raise ValueError("masks is missing: give one mask for each support")
-        else:
-            encoded = self.encode_supports(supports, masks)
+        sets = encode_classes(self.encode_supports, supports, masks, class_ids)
         if not isinstance(query, list | tuple):
-            return self._segment(cast(ImageLike, query), encoded)
-        return [self._segment(image, encoded) for image in query]
+            return _raise_error(next(self._answers([cast(ImageLike, query)], sets, batch_size)))
+        answers = self._answers(query, sets, batch_size)
+        return [_raise_error(x, f"query {i}: ") for i, x in enumerate(answers)]
 
-    def _segment(self, query: ImageLike, supports: SupportSet) -> Segmentation:
-        image = load_image(query)
+    def predict_iter(
+        self,
+        queries: Iterable[ImageLike],
+        supports: Supports | SupportSet | SupportsByClass,
+        masks: Supports | Mapping[str, Supports] | None = None,
+        *,
+        class_ids: Mapping[str, int] | None = None,
+        batch_size: int | None = None,
+    ) -> Iterator[Answer | OSError | TypeError | ValueError]:
+        """Segment any number of images, one after the other, also if some cannot be read.
+
+        Args:
+            queries: Images, for example `Path("photos").glob("*.jpg")`. They are read when their
+                turn comes.
+            supports: As for `predict`.
+            masks: As for `predict`.
+            class_ids: As for `predict`.
+            batch_size: As for `predict`.
+
+        Returns:
+            An iterator with an entry for each query, in their order: its answer as from `predict`,
+            or the error if it is not an image that can be read.
+
+        Raises:
+            TypeError: As `predict`, for supports and masks.
+            ValueError: As `predict`, for supports and masks.
+
+        Example:
+            >>> for path, answer in zip(paths, model.predict_iter(paths, fish)):
+            ...     if isinstance(answer, Exception):
+            ...         print(path, answer)
+        """
+        if isinstance(queries, str | os.PathLike | Image.Image | np.ndarray | Tensor):
+            raise TypeError(
+                f"queries is one {type(queries).__name__}: expected an iterable of images, such as "
+                'Path("photos").glob("*.jpg")'
+            )
+        sets = encode_classes(self.encode_supports, supports, masks, class_ids)
+        return self._answers(queries, sets, batch_size)
+
+    def _answers(
+        self,
+        queries: Iterable[ImageLike],
+        supports: SupportSet | Mapping[str, SupportSet],
+        batch_size: int | None,
+    ) -> Iterator[Answer | OSError | TypeError | ValueError]:
+        """Yield the answer of each query, or the error of reading it."""
+        if batch_size is not None:
+            _checks.check_integer("batch_size", batch_size, 1, 2**16)
+        names = tuple(supports) if isinstance(supports, Mapping) else None
+        sets = list(supports.values()) if isinstance(supports, Mapping) else [supports]
+        order, stacks = stack_equal_shots(sets, batch_size or len(sets))
+        at_once = batch_size or 1 if len(sets) == 1 else 1
+        for batch in batched(queries, at_once):
+            loaded = [_load_or_error(query) for query in batch]
+            images = [image for image in loaded if isinstance(image, Tensor)]
+            scores = iter(self._score_images(images, stacks))
+            for image in loaded:
+                if not isinstance(image, Tensor):
+                    yield image
+                    continue
+                answers = [
+                    Segmentation.from_scores(s[None], image.shape[-2:]) for s in next(scores)
+                ]
+                if names is None:
+                    yield answers[0]
+                else:
+                    by_class = dict(zip(order, answers, strict=True))
+                    maps = [by_class[i].probability for i in range(len(names))]
+                    yield MulticlassSegmentation(names, torch.stack(maps))
+
+    def _score_images(self, images: list[Tensor], stacks: list[SupportSet]) -> list[Tensor]:
+        """(classes, 2, h, w) scores of each image, of several images only for one class."""
+        if not images:
+            return []
         with _evaluating(self):
-            scores = self.scores(self._prepare(image)[None], supports)
-        return Segmentation.from_scores(scores, image.shape[-2:])
+            query = torch.stack([self._prepare(image) for image in images])
+            scores = torch.cat(list(self.scores_of_sets(query, stacks)))
+        return list(scores.unflatten(0, (len(images), -1)))
+
+    def scores_of_sets(self, query: Tensor, sets: Iterable[SupportSet]) -> Iterator[Tensor]:
+        """Score the pixels of B queries against several sets, for example of several classes.
+
+        A network that shares work between sets overrides this.
+
+        Args:
+            query: As for `scores`.
+            sets: Sets as for `scores`, or of n · B episodes. Then n consecutive episodes share a
+                query.
+
+        Returns:
+            An iterator of the scores (B, 2, H, W), or (n · B, 2, H, W), of each set.
+        """
+        for supports in sets:
+            each = max(1, supports.prototypes.shape[0] // query.shape[0])
+            yield self.scores(query.repeat_interleave(each, dim=0), supports)
 
     def _prepare(self, image: Tensor) -> Tensor:
         """(3, H, W) in [0, 1] → (3, image_size, image_size), normalised, on the model's device."""
@@ -238,7 +382,12 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         # The hash is computed again only after a tensor was replaced or written to.
         state = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
         if self._hashed is None or self._hashed[0] != state:
-            fixed = {k: v for k, v in self.config.items() if k not in self.free_arguments}
+            # Without None: a new argument keeps the fingerprints of older support sets.
+            fixed = {
+                k: v
+                for k, v in self.config.items()
+                if k not in self.free_arguments and v is not None
+            }
             digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode())
             for tensor in tensors:
                 flat = tensor.detach().cpu().contiguous().flatten()
@@ -278,6 +427,13 @@ class FewShotModel(nn.Module, HubMixin, ABC):
             for module in self.pretrained_parts():
                 module.eval()
         return self
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Let the backward pass compute the transformer's activations again, to save memory."""
+        for part in self.transformer_parts():
+            for module in part.modules():
+                if hasattr(module, "grad_checkpointing"):
+                    module.grad_checkpointing = enable  # type: ignore[assignment]
 
     def freeze_backbone(self) -> Self:
         """Freeze the backbone and the other `pretrained_parts`, as the paper does.
@@ -361,8 +517,29 @@ def _is_forked_worker() -> bool:
     return is_default and multiprocessing.get_start_method() == "fork"
 
 
-def _as_list(value: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
-    return list(value) if isinstance(value, list | tuple) else [cast(ImageLike, value)]
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Put `what` before the message of an error that says what is wrong with an input."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{what}{error}") from error
+
+
+def _load_or_error(query: ImageLike) -> Tensor | OSError | TypeError | ValueError:
+    try:
+        return load_image(query)
+    except (OSError, TypeError, ValueError) as error:
+        return error
+
+
+def _raise_error(answer: Answer | OSError | TypeError | ValueError, what: str = "") -> Answer:
+    if isinstance(answer, OSError):
+        raise answer
+    if isinstance(answer, Exception):
+        with _naming(what):
+            raise answer
+    return answer
 
 
 def _trainable(modules: Iterable[nn.Module]) -> list[nn.Parameter]:

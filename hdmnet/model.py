@@ -1,9 +1,9 @@
 """HDMNet (arXiv 2303.14652): the parts, composed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -13,19 +13,20 @@ from hdmnet.nn._precision import no_autocast, upcast
 from hdmnet.nn._resize import nearest, upsample, widen_small
 from hdmnet.nn.attention import SupportTokens
 from hdmnet.nn.backbone import FeaturePyramid
-from hdmnet.nn.encoder import HierarchicalEncoder, SelfAttentionStage
+from hdmnet.nn.encoder import HierarchicalEncoder
 from hdmnet.nn.ensemble import BaseLearner, BaseMetaEnsemble
-from hdmnet.nn.matching import CascadeMatching, MatchingStage
+from hdmnet.nn.matching import CascadeMatching
 from hdmnet.nn.priors import foreground_features, masked_average_pool, max_cosine
 from hdmnet.nn.psp import PyramidPooling
 from hdmnet.nn.style import gram_distance, gram_matrix
-from hdmnet.output import HDMNetOutput
+from hdmnet.output import HDMNetOutput, QueryFeatures
 from hdmnet.supports import SupportSet
 
 REDUCED_DIM = 256  # channels of the reduced features q and s
 PSP_DIM = 512  # channels of f5
 PRIOR_SCALE = 10.0  # factor of the prior in the query tokens
 SHOTS = "(b k) c h w -> b k c h w"
+SHARED = "b ... -> (b n) ..."  # n consecutive episodes share a query
 
 Features = tuple[Tensor, Tensor, Tensor]
 
@@ -48,8 +49,7 @@ class HDMNet(FewShotModel):
         shot_hidden_dim: Hidden channels of the shot weighting; 0 means one layer without bias.
         frozen_norm: Whether every BatchNorm stays in eval mode in training, as in the paper.
         layers: Numbers of the backbone's levels or blocks to take f2, f3 and f4 from, as for
-            `FeaturePyramid`; None takes its default. f2 and f3 become tokens, f2 gives the Gram
-            matrices, f4 gives f5. The prior compares f4 and f5, or f4 and f3 without base learner.
+            `FeaturePyramid`. f2 and f3 become tokens, f4 gives a prior, f2 the Gram matrices.
         pretrained_backbone: Whether to download timm's weights of the backbone. It is not saved
             with the model: a reload never downloads a backbone.
 
@@ -92,7 +92,6 @@ class HDMNet(FewShotModel):
         _checks.check_integer("base_classes", base_classes, 0, 10**6)
         _checks.check_integer("shots", shots, 1, 10**4)
         _checks.check_integer("shot_hidden_dim", shot_hidden_dim, 0, 10**4)
-        _checks.check_integer("image_size", image_size, 1, 2**14)
         _checks.check_integer("dim", dim, 2, 2**14)
         _checks.check_probabilities(dropout=dropout, feature_dropout=feature_dropout)
         self.image_size = image_size
@@ -115,11 +114,7 @@ class HDMNet(FewShotModel):
         c5, gram = (PSP_DIM, c2) if base_classes else (c3, 0)
         self._support_channels = (REDUCED_DIM, *[dim] * len(heads), c5, c4, gram)
         self.smallest_size = self.backbone.smallest_size(self.encoder.min_grid)
-        if image_size < self.smallest_size:
-            raise ValueError(
-                f"image_size must be at least {self.smallest_size} for backbone {backbone!r} and "
-                f"{len(heads)} stages, got {image_size}"
-            )
+        _checks.check_integer("image_size", image_size, self.smallest_size, 2**14)
         self.train()  # a new module is in training mode, but the frozen norms must not be
 
     def forward(
@@ -231,22 +226,21 @@ class HDMNet(FewShotModel):
 
         Args:
             query: (B, 3, H, W), as for `forward`.
-            supports: The result of `encode` or, for inference, of `encode_supports`. It holds B
-                episodes, or a divisor of B: then consecutive queries share an episode.
+            supports: The result of `encode` or, for inference, of `encode_supports`: B episodes, or
+                numbers of them that share, see `SupportSet.expand`.
             base_class: (B,) long, as for `forward`.
 
         Raises:
             ValueError: As `forward`.
         """
         _checks.check_images("query", query, "B, 3, H, W", self.smallest_size)
-        size = (query.shape[-2], query.shape[-1])
-        return self.match_features(self.backbone(query), supports, size, base_class)
+        return self.match_features(self.backbone(query), supports, query.shape[-2:], base_class)
 
     def match_features(
         self,
         features: Features,
         supports: SupportSet,
-        size: tuple[int, int],
+        size: Sequence[int],
         base_class: Tensor | None = None,
     ) -> HDMNetOutput:
         """Do the work of `match` on given features, for example those of a frozen backbone.
@@ -261,61 +255,67 @@ class HDMNet(FewShotModel):
             ValueError: If `base_class` or the number of episodes does not fit, the grid is too
                 small, or another model encoded the supports.
         """
-        out = self._compare(features, supports, size, base_class)
+        out = self._compare(self._describe(features), supports, size, base_class)
         return out._replace(
             meta=upsample(out.meta, size, align_corners=True),
             base=None if out.base is None else upsample(out.base, size, align_corners=True),
         )
 
     def scores(self, query: Tensor, supports: SupportSet) -> Tensor:
-        """Compute only the `final` scores of `match`, for inference.
+        """Compute only the `final` scores of `match`, for inference. See `FewShotModel.scores`.
 
         If `encode_supports` made the supports, call it in `torch.inference_mode()` or `no_grad()`.
-
-        Args:
-            query: (B, 3, H, W), as for `forward`.
-            supports: As for `match`.
-
-        Returns:
-            (B, 2, H, W) scores, background first.
-
-        Raises:
-            ValueError: As `forward`.
         """
         _checks.check_images("query", query, "B, 3, H, W", self.smallest_size)
-        return self._compare(self.backbone(query), supports, query.shape[-2:]).final
+        described = self._describe(self.backbone(query))
+        return self._compare(described, supports, query.shape[-2:]).final
+
+    def scores_of_sets(self, query: Tensor, sets: Iterable[SupportSet]) -> Iterator[Tensor]:
+        described = self._describe(self.backbone(query))
+        for supports in sets:
+            yield self._compare(described, supports, query.shape[-2:]).final
+
+    def _describe(self, features: Features) -> QueryFeatures:
+        """Compute everything about B queries that does not depend on the supports."""
+        f2, f3, f4 = features
+        f5 = self._f5(f3, f4)
+        return QueryFeatures(
+            prior=(f5, f4),
+            reduced=self.query_reduce(torch.cat([f3, f2], dim=1)),
+            base=None if self.base_learner is None else self.base_learner(f5),
+            gram=None if self.ensemble is None else gram_matrix(f2),
+        )
 
     def _compare(
         self,
-        features: Features,
+        query: QueryFeatures,
         supports: SupportSet,
         size: Sequence[int],
         base_class: Tensor | None = None,
     ) -> HDMNetOutput:
         """Do the work of `match_features`, with `meta` and `base` still on the feature grid."""
-        f2, f3, f4 = features
-        supports.check_fits(self.fingerprint, self._support_channels, f2.device)
+        q = query.reduced
+        supports.check_fits(self.fingerprint, self._support_channels, q.device)
         if base_class is not None and self.ensemble is None:
             raise ValueError("base_class was given, but the model has base_classes=0")
-        supports = supports.expand(f2.shape[0])
-        f5 = self._f5(f3, f4)
-        pairs = zip((f5, f4), supports.prior_features, strict=True)
+        supports = supports.expand(q.shape[0])
+        pairs = zip(query.prior, supports.prior_features, strict=True)
         prior = torch.stack([max_cosine(f, s) for f, s in pairs], dim=1)
-        q = self.query_reduce(torch.cat([f3, f2], dim=1))
+        episodes = prior.shape[0] // q.shape[0]  # of each query
         # float32: cheap here, and bf16 would move mask borders.
         with no_autocast(q):
-            q = q.to(next(self.query_merge.parameters()).dtype)
+            q = repeat(q.to(next(self.query_merge.parameters()).dtype), SHARED, n=episodes)
             p = supports.prototypes.mean(dim=1).to(q.dtype)[..., None, None].expand_as(q)
             tokens = self.query_merge(torch.cat([q, p, (PRIOR_SCALE * prior).to(q.dtype)], dim=1))
             meta, correlations = self.cascade.match(
                 self.encoder(tokens), supports.tokens, prior, shots=supports.shots
             )
-        if self.ensemble is None or self.base_learner is None or supports.gram is None:
+        if self.ensemble is None or query.base is None or query.gram is None:
             final = upcast(upsample(meta, size, align_corners=True)).softmax(dim=1)
             return HDMNetOutput(final, meta, None, correlations, prior)
-        base = self.base_learner(f5)
-        distances = gram_distance(gram_matrix(f2), supports.gram)
-        final = self.ensemble(meta, base, distances, base_class)
+        base, gram = (repeat(x, SHARED, n=episodes) for x in (query.base, query.gram))
+        assert supports.gram is not None  # `check_fits` refuses such a set
+        final = self.ensemble(meta, base, gram_distance(gram, supports.gram), base_class)
         final = upsample(final, size, align_corners=True)
         return HDMNetOutput(final, meta, base, correlations, prior)
 
@@ -333,8 +333,8 @@ class HDMNet(FewShotModel):
         """
         if torch.compiler.is_compiling():
             return True
-        parts = [part for part in (self.backbone, self.psp) if part is not None]
-        return any(isinstance(m, _BatchNorm) and m.training for p in parts for m in p.modules())
+        modules = (m for part in self.pretrained_parts() for m in part.modules())
+        return any(isinstance(m, _BatchNorm) and m.training for m in modules)
 
     def pretrained_parts(self) -> list[nn.Module]:
         parts = (self.backbone, self.psp, self.base_learner)
@@ -342,12 +342,6 @@ class HDMNet(FewShotModel):
 
     def transformer_parts(self) -> list[nn.Module]:
         return [self.encoder, self.cascade]
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Let the backward pass compute the transformer's activations again, to save memory."""
-        for module in self.modules():
-            if isinstance(module, SelfAttentionStage | MatchingStage):
-                module.grad_checkpointing = enable
 
 
 def _conv_relu(in_channels: int, out_channels: int, *rest: nn.Module) -> nn.Sequential:

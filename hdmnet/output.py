@@ -1,4 +1,4 @@
-"""What `HDMNet.forward` returns."""
+"""What `HDMNet` computes: of a query alone, and of a query with its supports."""
 
 from typing import NamedTuple
 
@@ -18,3 +18,16 @@ class HDMNetOutput(NamedTuple):
     """(B, h_s, w_s) per stage, coarsest first, in [-10, 10]."""
     prior: Tensor
     """(B, 2, h, w) cosines in [-1, 1], of f5 (of f3 without base learner) and of f4."""
+
+
+class QueryFeatures(NamedTuple):
+    """Everything about B queries that does not depend on the supports."""
+
+    prior: tuple[Tensor, Tensor]
+    """f5 and f4, which the priors compare."""
+    reduced: Tensor
+    """The reduced features q."""
+    base: Tensor | None
+    """Logits of the base learner."""
+    gram: Tensor | None
+    """Gram matrix of f2."""

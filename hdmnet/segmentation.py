@@ -1,19 +1,35 @@
-"""The answer to one query: probability, mask, picture, file."""
+"""The answer to one query: probabilities, labels, pictures, files."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from hdmnet._files import write_whole
 from hdmnet.images import ImageLike, load_image
-from hdmnet.preprocess import resize_scores
+from hdmnet.preprocess import IGNORE, resize_scores
+
+THRESHOLD = 0.5
+"""A pixel shows an object if its probability is above this."""
+
+
+class Instance(NamedTuple):
+    """One connected part of a mask."""
+
+    mask: Tensor
+    """(H, W) bool."""
+    box: tuple[int, int, int, int]
+    """(x0, y0, x1, y1) in pixels of the query; x1 and y1 are exclusive."""
+    score: float
+    """Mean probability of its pixels, in [0, 1]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +55,35 @@ class Segmentation:
     @property
     def mask(self) -> Tensor:
         """(H, W) bool: probability > 0.5."""
-        return self.probability > 0.5
+        return self.probability > THRESHOLD
+
+    def instances(self, *, min_area: int = 1) -> list[Instance]:
+        """Split the mask into its connected parts, largest first.
+
+        Pixels that touch at a side or a corner belong to the same part. Two objects that touch are
+        one part.
+
+        Args:
+            min_area: Pixels of the smallest part that is kept.
+
+        Raises:
+            ImportError: If scipy, of `hdmnet[eval]`, is not installed.
+
+        Example:
+            >>> [part.box for part in result.instances(min_area=100)]
+        """
+        ndimage = _import("scipy.ndimage", "instances")
+        parts, _ = ndimage.label(self.mask.numpy(), structure=np.ones((3, 3)))
+        areas = np.bincount(parts.ravel())
+        found = []
+        for number, window in enumerate(ndimage.find_objects(parts), start=1):
+            if areas[number] < min_area:
+                continue
+            mask = torch.from_numpy(parts == number)
+            rows, columns = window
+            box = (columns.start, rows.start, columns.stop, rows.stop)
+            found.append(Instance(mask, box, self.probability[mask].mean().item()))
+        return sorted(found, key=lambda part: -int(part.mask.sum()))
 
     def overlay(
         self,
@@ -61,31 +105,254 @@ class Segmentation:
         Example:
             >>> result.overlay("query.jpg").save("overlay.png")
         """
-        pixels = load_image(image).cpu()
-        if pixels.shape[-2:] != self.mask.shape:
-            raise ValueError(
-                f"the image is {tuple(pixels.shape[-2:])} (H, W) but the mask is "
-                f"{tuple(self.mask.shape)}: pass the query itself"
-            )
-        mask = self.mask[None].float()
-        width = 1 + max(mask.shape) // 400
-        eroded = -F.max_pool2d(-mask, 2 * width + 1, stride=1, padding=width)
-        weight = torch.where(mask > eroded, 1.0, opacity * mask)
-        tint = torch.tensor(color).view(3, 1, 1) / 255
-        blended = pixels + weight * (tint - pixels)
-        return Image.fromarray((blended * 255).round().byte().permute(1, 2, 0).numpy())
+        pixels = _pixels(image, self.mask)
+        return _to_pil(_tint(pixels, self.mask, color, opacity))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the mask as a PNG file: 255 = object, 0 = background.
 
         Raises:
             ValueError: If `path` does not end in .png.
+            FileNotFoundError: If the folder of `path` does not exist.
 
         Example:
             >>> result.save("mask.png")
         """
-        path = Path(path)
-        if path.suffix.lower() != ".png":
-            raise ValueError(f"masks are saved as PNG: give a path that ends in .png, not {path}")
-        image = Image.fromarray(self.mask.byte().mul(255).numpy())
-        write_whole(path, lambda temporary: image.save(temporary, format="PNG"))
+        _save_png(Image.fromarray(self.mask.byte().mul(255).numpy()), path)
+
+    def to_coco(self, *, image_id: int = 0, category_id: int = 1) -> list[dict[str, Any]]:
+        """Return the mask in COCO's format of results. An empty mask gives an empty list.
+
+        Args:
+            image_id: The query's number in the data set.
+            category_id: The class's number in the data set.
+
+        Returns:
+            A dict of `image_id`, `category_id`, `segmentation` (run lengths, `counts` as str) and
+            `score`, the mean probability of the mask's pixels. `json.dump` can write it.
+
+        Raises:
+            ImportError: If pycocotools, of `hdmnet[eval]`, is not installed.
+        """
+        if not self.mask.any():
+            return []
+        coco = _import("pycocotools.mask", "to_coco")
+        encoded = coco.encode(np.asfortranarray(self.mask.numpy().astype(np.uint8)))
+        return [
+            {
+                "image_id": image_id,
+                "category_id": category_id,
+                "segmentation": {
+                    "size": list(encoded["size"]),
+                    "counts": encoded["counts"].decode("ascii"),
+                },
+                "score": self.probability[self.mask].mean().item(),
+            }
+        ]
+
+    def to_transformers(self) -> dict[str, Any]:
+        """Return the mask as transformers' `post_process_panoptic_segmentation` does.
+
+        Returns:
+            `segmentation`, (H, W) int64: 0 = background, 1 = the object; and `segments_info`, a
+            list of a dict of `id` (1), `label_id` (1) and `score`, empty if the mask is empty.
+            `supervision.Detections.from_transformers` reads it.
+        """
+        return _to_transformers(self.mask.long(), {1: self})
+
+
+@dataclass(frozen=True, eq=False)
+class MulticlassSegmentation:
+    """The answer to one query that several classes were asked of, on the CPU."""
+
+    names: tuple[str, ...]
+    """The N classes, in the order given."""
+    probability: Tensor
+    """(N, H, W) float32 in [0, 1], at the query's own size."""
+
+    @property
+    def labels(self) -> Tensor:
+        """(H, W) int64: i = `names[i - 1]`, the most probable class, and 0 = background.
+
+        A pixel is background if no class has a probability above 0.5.
+        """
+        best, index = self.probability.max(dim=0)
+        return torch.where(best > THRESHOLD, index + 1, 0)
+
+    def __getitem__(self, name: str) -> Segmentation:
+        """Return the answer for one class. Its mask may overlap with those of other classes.
+
+        Raises:
+            KeyError: If no such class was asked for.
+        """
+        if name not in self.names:
+            raise KeyError(f"{name!r} was not asked for: expected one of {', '.join(self.names)}")
+        return Segmentation(self.probability[self.names.index(name)])
+
+    def overlay(self, image: ImageLike, *, opacity: float = 0.5) -> Image.Image:
+        """Draw the labels on the query, a colour for each class, with a legend of those shown.
+
+        The colours are those of PASCAL VOC, and of `save`.
+
+        Args:
+            image: The query itself.
+            opacity: Opacity of the tint, in [0, 1].
+
+        Raises:
+            ValueError: If the image does not have the size of the labels.
+
+        Example:
+            >>> many.overlay("query.jpg").save("overlay.png")
+        """
+        labels = self.labels
+        pixels = _pixels(image, labels)
+        palette = _voc_palette(len(self.names) + 1)
+        shown = [i for i in range(1, len(self.names) + 1) if (labels == i).any()]
+        for i in shown:
+            pixels = _tint(pixels, labels == i, palette[i], opacity)
+        picture = _to_pil(pixels)
+        _draw_legend(picture, [(self.names[i - 1], palette[i]) for i in shown])
+        return picture
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the labels as a palette PNG, with the colours of PASCAL VOC.
+
+        Raises:
+            ValueError: If `path` does not end in .png, or there are more than 254 classes: 255
+                means "ignore" in such files.
+            FileNotFoundError: If the folder of `path` does not exist.
+
+        Example:
+            >>> many.save("labels.png")
+        """
+        if len(self.names) >= IGNORE:
+            raise ValueError(
+                f"a palette image holds at most {IGNORE - 1} classes, got {len(self.names)}: save "
+                "each class alone, with many[name].save(path)"
+            )
+        picture = Image.fromarray(self.labels.byte().numpy())
+        picture.putpalette([value for color in _voc_palette(256) for value in color])
+        _save_png(picture, path)
+
+    def to_coco(
+        self, *, image_id: int = 0, category_ids: Mapping[str, int] | None = None
+    ) -> list[dict[str, Any]]:
+        """Return the labels in COCO's format of results: a dict for each class shown.
+
+        Args:
+            image_id: The query's number in the data set.
+            category_ids: The number of each class in the data set. None: its number in `labels`.
+
+        Returns:
+            As `Segmentation.to_coco`, without overlaps.
+
+        Raises:
+            ImportError: If pycocotools, of `hdmnet[eval]`, is not installed.
+            ValueError: If `category_ids` lacks a class.
+        """
+        numbers = dict(zip(self.names, range(1, len(self.names) + 1), strict=True))
+        numbers = numbers if category_ids is None else dict(category_ids)
+        if lacking := [name for name in self.names if name not in numbers]:
+            raise ValueError(f"category_ids has no number for {', '.join(lacking)}: give one")
+        return [
+            result
+            for name, only in self._without_overlaps().items()
+            for result in only.to_coco(image_id=image_id, category_id=numbers[name])
+        ]
+
+    def to_transformers(self) -> dict[str, Any]:
+        """Return the labels as transformers' `post_process_panoptic_segmentation` does.
+
+        Returns:
+            `segmentation`, which is `labels`; and `segments_info`, a dict for each class shown, of
+            `id` and `label_id` (both the number in `labels`) and `score`, the mean probability of
+            its pixels. `supervision.Detections.from_transformers` reads it.
+        """
+        return _to_transformers(self.labels, dict(enumerate(self._without_overlaps().values(), 1)))
+
+    def _without_overlaps(self) -> dict[str, Segmentation]:
+        labels = self.labels
+        return {
+            name: Segmentation(self.probability[i].where(labels == i + 1, 0))
+            for i, name in enumerate(self.names)
+        }
+
+
+def _to_transformers(labels: Tensor, parts: Mapping[int, Segmentation]) -> dict[str, Any]:
+    info = [
+        {"id": i, "label_id": i, "score": part.probability[part.mask].mean().item()}
+        for i, part in parts.items()
+        if part.mask.any()
+    ]
+    return {"segmentation": labels, "segments_info": info}
+
+
+def _pixels(image: ImageLike, mask: Tensor) -> Tensor:
+    pixels = load_image(image).cpu()
+    if pixels.shape[-2:] != mask.shape:
+        raise ValueError(
+            f"the image is {tuple(pixels.shape[-2:])} (H, W) but the mask is "
+            f"{tuple(mask.shape)}: pass the query itself"
+        )
+    return pixels
+
+
+def _tint(pixels: Tensor, mask: Tensor, color: Sequence[int], opacity: float) -> Tensor:
+    """Tint and outline the mask (H, W) in the image (3, H, W)."""
+    shown = mask[None].float()
+    width = 1 + max(mask.shape) // 400
+    eroded = -F.max_pool2d(-shown, 2 * width + 1, stride=1, padding=width)
+    weight = torch.where(shown > eroded, 1.0, opacity * shown)
+    return pixels + weight * (torch.tensor(color).view(3, 1, 1) / 255 - pixels)
+
+
+def _to_pil(pixels: Tensor) -> Image.Image:
+    return Image.fromarray((pixels * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def _draw_legend(picture: Image.Image, entries: Sequence[tuple[str, Sequence[int]]]) -> None:
+    """Write the name of each class beside its colour, in the upper left corner."""
+    if not entries:
+        return
+    height = max(10, min(picture.size) // 24)
+    font, draw = ImageFont.load_default(height), ImageDraw.Draw(picture)
+    row, gap = round(1.5 * height), height // 2
+    longest = max(draw.textlength(name, font) for name, _ in entries)
+    size = (round(longest) + height + 3 * gap, row * len(entries) + gap)
+    draw.rectangle((0, 0, *size), fill=(255, 255, 255))
+    for i, (name, color) in enumerate(entries):
+        top = i * row + gap
+        draw.rectangle((gap, top, gap + height, top + height), fill=tuple(color))
+        draw.text((height + 2 * gap, top + height / 2), name, (0, 0, 0), font, anchor="lm")
+
+
+def _voc_palette(count: int) -> list[tuple[int, int, int]]:
+    """Colours of PASCAL VOC: bits 0, 3, 6 … of the label give red from the highest bit down.
+
+    Bits 1, 4, 7 … give green, and bits 2, 5, 8 … blue.
+    """
+    labels = np.arange(count)
+    colors: NDArray[np.int64] = np.zeros((count, 3), dtype=np.int64)
+    for bit in range(8):
+        for channel in range(3):
+            colors[:, channel] |= (labels >> (3 * bit + channel) & 1) << (7 - bit)
+    return [(r, g, b) for r, g, b in colors.tolist()]
+
+
+def _save_png(picture: Image.Image, path: str | os.PathLike[str]) -> None:
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"masks are saved as PNG: give a path that ends in .png, not {path}")
+    write_whole(path, lambda temporary: picture.save(temporary, format="PNG"))
+
+
+def _import(module: str, user: str) -> Any:
+    from importlib import import_module
+
+    try:
+        return import_module(module)
+    except ImportError as error:
+        name = module.split(".")[0]
+        raise ImportError(
+            f"{user} needs {name}: pip install 'hdmnet[eval]', or '.[eval]' in a clone"
+        ) from error

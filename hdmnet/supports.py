@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from einops import repeat
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -94,13 +95,17 @@ class SupportSet:
             )
 
     def expand(self, batch: int) -> Self:
-        """Repeat the episodes for `batch` queries. Consecutive queries share an episode.
+        """Repeat the episodes for `batch` queries, if they are fewer.
+
+        With a divisor of `batch`, consecutive queries share an episode. A set with a multiple of
+        `batch` episodes stays as it is: consecutive episodes share a query, and the model gives as
+        many answers as there are episodes.
 
         Raises:
-            ValueError: If `batch` is not a multiple of the number of episodes.
+            ValueError: If neither number is a multiple of the other.
         """
         episodes = self.prototypes.shape[0]
-        if episodes == batch:
+        if episodes == batch or (episodes > batch and episodes % batch == 0):
             return self
         if batch % episodes:
             raise ValueError(f"supports of {episodes} episodes do not fit {batch} queries")
@@ -138,16 +143,11 @@ class SupportSet:
             >>> fish = fish.merge(model.encode_supports("c.jpg", "c.png"))
         """
         sets = (self, *others)
-        if len({s.fingerprint for s in sets}) > 1:
-            raise ValueError("different models encoded these sets: encode all with one model")
+        self._check_one_model(sets)
         if len({len(s.prototypes) for s in sets}) > 1:
             raise ValueError(
                 "the sets must hold the same number of episodes, got "
                 f"{[len(s.prototypes) for s in sets]}"
-            )
-        if len({s.gram is None for s in sets}) > 1:
-            raise ValueError(
-                "models with and without base learner encoded these sets: encode all with one model"
             )
         if not others:
             return self
@@ -158,8 +158,39 @@ class SupportSet:
             self,
             prototypes=torch.cat([s.prototypes for s in sets], dim=1),
             tokens=tuple(_merge_tokens(level) for level in levels),
-            prior_features=tuple(_merge_priors(level) for level in priors),
+            prior_features=tuple(_join_priors(level, dim=1) for level in priors),
             gram=torch.cat(grams, dim=1) if grams else None,
+        )
+
+    def stack(self, *others: Self) -> Self:
+        """Join the episodes of several sets into one set, for example one episode for each class.
+
+        Args:
+            *others: Sets of the same model, with the same number of shots.
+
+        Raises:
+            ValueError: If the sets differ in their model or number of shots.
+
+        Example:
+            >>> both = cat.stack(dog)  # 2 episodes
+        """
+        sets = (self, *others)
+        self._check_one_model(sets)
+        if len({s.shots for s in sets}) > 1:
+            raise ValueError(
+                f"the sets must have the same number of shots, got {[s.shots for s in sets]}"
+            )
+        if not others:
+            return self
+        levels = zip(*(s.tokens for s in sets), strict=True)
+        priors = zip(*(s.prior_features for s in sets), strict=True)
+        grams = [s.gram for s in sets if s.gram is not None]
+        return replace(
+            self,
+            prototypes=torch.cat([s.prototypes for s in sets]),
+            tokens=tuple(_stack_tokens(level) for level in levels),
+            prior_features=tuple(_join_priors(level, dim=0) for level in priors),
+            gram=torch.cat(grams) if grams else None,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -235,6 +266,15 @@ class SupportSet:
             fingerprint=fingerprint,
         )
 
+    @staticmethod
+    def _check_one_model(sets: Sequence["SupportSet"]) -> None:
+        if len({s.fingerprint for s in sets}) > 1:
+            raise ValueError("different models encoded these sets: encode all with one model")
+        if len({s.gram is None for s in sets}) > 1:
+            raise ValueError(
+                "models with and without base learner encoded these sets: encode all with one model"
+            )
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
         return replace(
             self,
@@ -293,10 +333,21 @@ def _merge_tokens(parts: Sequence[SupportTokens]) -> SupportTokens:
     )
 
 
-def _merge_priors(parts: Sequence[PriorFeatures]) -> PriorFeatures:
+def _stack_tokens(parts: Sequence[SupportTokens]) -> SupportTokens:
+    longest = max(part.key.shape[2] for part in parts)
+    # Positions of value 0 change no sum.
+    keys, values, sums, areas = zip(*parts, strict=True)
+    padded = [
+        torch.cat([F.pad(x, (0, 0, 0, longest - x.shape[2])) for x in same])
+        for same in (keys, values)
+    ]
+    return SupportTokens(padded[0], padded[1], torch.cat(sums), torch.cat(areas))
+
+
+def _join_priors(parts: Sequence[PriorFeatures], dim: int) -> PriorFeatures:
     longest = max(part.norm.shape[2] for part in parts)
     units, norms = ([_pad(x, longest) for x in same] for same in zip(*parts, strict=True))
-    return PriorFeatures(torch.cat(units, dim=1), torch.cat(norms, dim=1))
+    return PriorFeatures(torch.cat(units, dim=dim), torch.cat(norms, dim=dim))
 
 
 def _pad(x: Tensor, length: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hdmnet import HDMNet, SupportSet, box_mask
 from hdmnet.nn.priors import foreground_features, max_cosine
-from hdmnet.supports import _merge_priors
+from hdmnet.supports import _join_priors
 
 
 @pytest.fixture(scope="module", params=[0, 3])
@@ -140,7 +140,7 @@ class TestMerge:
         query, full = torch.ones(1, 4, 3, 3), -torch.ones(1, 1, 4, 2, 2)
         large = -torch.ones(1, 1, 4, 3, 3)
         parts = [foreground_features(x, torch.ones(1, 1, 3, 3)) for x in (full, large)]
-        assert (max_cosine(query, _merge_priors(parts)) < -0.99).all()
+        assert (max_cosine(query, _join_priors(parts, dim=1)) < -0.99).all()
 
     def test_with_and_without_base_learner(self) -> None:
         _, supports, masks = episode()

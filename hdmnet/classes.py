@@ -1,0 +1,125 @@
+"""Several classes in one call: their supports, and their sets in stacks."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, TypeAlias, TypeVar, cast
+
+from hdmnet.images import ImageLike, load_mask
+from hdmnet.supports import SupportSet
+
+Supports: TypeAlias = ImageLike | Sequence[ImageLike]
+"""One image or several."""
+SupportsByClass: TypeAlias = Mapping[str, Supports | SupportSet]
+T = TypeVar("T")
+
+
+def encode_classes(
+    encode: Callable[[Any, Any], SupportSet],
+    supports: Supports | SupportSet | SupportsByClass,
+    masks: Supports | Mapping[str, Supports] | None,
+    class_ids: Mapping[str, int] | None,
+) -> SupportSet | dict[str, SupportSet]:
+    """Encode the supports of one class or of several, as `FewShotModel.predict` takes them.
+
+    Args:
+        encode: The model's `encode_supports`.
+        supports: As for `predict`.
+        masks: As for `predict`.
+        class_ids: As for `predict`.
+
+    Returns:
+        A set for one class, or a dict of sets by name.
+
+    Raises:
+        ValueError: If supports and masks do not fit together.
+    """
+    if class_ids is not None:
+        return _encode_label_maps(encode, supports, masks, class_ids)
+    if isinstance(supports, SupportSet):
+        if masks is not None:
+            raise ValueError("a SupportSet already holds its masks: leave masks out")
+        return supports
+    if not isinstance(supports, Mapping):
+        if masks is None:
+            raise ValueError("masks is missing: give one mask for each support")
+        if isinstance(masks, Mapping):
+            raise ValueError("masks is a dict, but supports is not: give both by class")
+        return encode(supports, masks)
+    if not supports:
+        raise ValueError("supports is an empty dict: expected at least one class")
+    if masks is not None and not isinstance(masks, Mapping):
+        raise ValueError("supports is a dict, but masks is not: give both by class")
+    given = masks or {}
+    images = {name for name, value in supports.items() if not isinstance(value, SupportSet)}
+    if images != given.keys():
+        raise ValueError(
+            f"masks has the classes {sorted(given)}: expected {sorted(images)}, the classes of "
+            "supports that are not encoded yet"
+        )
+    return {
+        name: value if isinstance(value, SupportSet) else encode(value, given[name])
+        for name, value in supports.items()
+    }
+
+
+def _encode_label_maps(
+    encode: Callable[[Any, Any], SupportSet],
+    supports: Supports | SupportSet | SupportsByClass,
+    masks: Supports | Mapping[str, Supports] | None,
+    class_ids: Mapping[str, int],
+) -> dict[str, SupportSet]:
+    if not class_ids:
+        raise ValueError("class_ids is empty: expected the value of each class in the masks")
+    sets = {}
+    for name, number in class_ids.items():
+        images, maps = (as_list(_of_class(given, name)) for given in (supports, masks))
+        if len(images) != len(maps):
+            raise ValueError(
+                f"got {len(images)} supports and {len(maps)} masks: expected a label map for each "
+                "support"
+            )
+        labels = [load_mask(label, label=number) for label in maps]
+        shown = [i for i, label in enumerate(labels) if (label == 1).any()]
+        if not shown:
+            raise ValueError(f"no mask has the value {number}, which class_ids gives {name!r}")
+        sets[name] = encode([images[i] for i in shown], [labels[i] for i in shown])
+    return sets
+
+
+def _of_class(given: Any, name: str) -> Supports:
+    value = given.get(name) if isinstance(given, Mapping) else given
+    if value is None or isinstance(value, SupportSet):
+        raise ValueError(
+            f"class_ids names the class {name!r}: expected its images as supports, and their label "
+            "maps as masks"
+        )
+    return cast(Supports, value)
+
+
+def stack_equal_shots(sets: Sequence[SupportSet], most: int) -> tuple[list[int], list[SupportSet]]:
+    """Stack sets with equally many shots, at most `most` in each stack.
+
+    Returns:
+        The position in `sets` of each episode of the stacks, and the stacks.
+    """
+    order: list[int] = []
+    stacks = []
+    for shots in dict.fromkeys(s.shots for s in sets):
+        same = [i for i, s in enumerate(sets) if s.shots == shots]
+        order += same
+        for positions in batched(same, most):
+            first, *others = (sets[i] for i in positions)
+            stacks.append(first.stack(*others))
+    return order, stacks
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield lists of `size` items; the last may be shorter."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def as_list(value: Supports) -> list[ImageLike]:
+    """Turn one image or a sequence of images into a list."""
+    return list(value) if isinstance(value, list | tuple) else [cast(ImageLike, value)]
