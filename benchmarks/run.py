@@ -49,7 +49,7 @@ AXES: dict[str, tuple[float, ...]] = {
     "size": (237, 473, 633),
     "coverage": (0.01, 0.1, 0.5, 1.0),
 }
-MANY = 16
+MANY, CLASSES = 16, 10
 
 
 def in_bfloat16(call: Callable[[], object]) -> Callable[[], object]:
@@ -67,6 +67,8 @@ def main_table(model: HDMNet, rounds: int) -> dict[str, float]:
     one, five = make_episode(1), make_episode(5)
     five_set = model.encode_supports(five.supports, five.masks)
     many = f"{MANY} queries in a call, 5-shot set, each"
+    of_one = {str(i): model.encode_supports(one.supports, one.masks) for i in range(CLASSES)}
+    of_five = {str(i): model.encode_supports(five.supports, five.masks) for i in range(CLASSES)}
     measured = ratios(
         bare_backbone(),
         {
@@ -76,6 +78,8 @@ def main_table(model: HDMNet, rounds: int) -> dict[str, float]:
             "cold predict, 5 shots": cold(model, five),
             "query, 5-shot set, bf16 autocast": in_bfloat16(query(model, five)),
             many: lambda: model.predict([five.query] * MANY, five_set),
+            f"{CLASSES} classes in a call, 1-shot sets": lambda: model.predict(one.query, of_one),
+            f"{CLASSES} classes in a call, 5-shot sets": lambda: model.predict(five.query, of_five),
             "training step, 1 shot, batch 2": training_step(1, 2),
             "training step, 5 shots, batch 1": training_step(5, 1),
         },

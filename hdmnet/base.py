@@ -21,12 +21,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hdmnet import fusion
 from hdmnet.classes import (
+    Groups,
     Supports,
     SupportsByClass,
     as_list,
     batched,
     encode_classes,
-    stack_equal_shots,
+    group_by_shots,
 )
 from hdmnet.hub import HubMixin
 from hdmnet.images import ImageLike, load_image, load_mask
@@ -82,7 +83,8 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         """Score the pixels of B queries.
 
         The supports may come from another model, and one episode may serve all queries. Call
-        `supports.check_fits` and `supports.expand` first.
+        `supports.check_fits` and `supports.expand` first. If `encode_supports` made the supports,
+        the caller must be in `torch.inference_mode()` or `no_grad()`.
 
         Args:
             query: (B, 3, H, W) RGB, normalised with `backbone.mean` and `backbone.std`.
@@ -282,12 +284,17 @@ class FewShotModel(nn.Module, HubMixin, ABC):
             _checks.check_integer("batch_size", batch_size, 1, 2**16)
         names = tuple(supports) if isinstance(supports, Mapping) else None
         sets = list(supports.values()) if isinstance(supports, Mapping) else [supports]
-        order, stacks = stack_equal_shots(sets, batch_size or len(sets))
+        if several := [s for s in sets if len(s.prototypes) != 1]:
+            raise ValueError(
+                f"a set holds {len(several[0].prototypes)} episodes: expected one for each class, "
+                "as encode_supports gives"
+            )
+        order, groups = group_by_shots(sets, batch_size or len(sets))
         at_once = batch_size or 1 if len(sets) == 1 else 1
         for batch in batched(queries, at_once):
             loaded = [_load_or_error(query) for query in batch]
             images = [image for image in loaded if isinstance(image, Tensor)]
-            scores = iter(self._score_images(images, stacks))
+            scores = iter(self._score_images(images, groups))
             for image in loaded:
                 if not isinstance(image, Tensor):
                     yield image
@@ -302,31 +309,30 @@ class FewShotModel(nn.Module, HubMixin, ABC):
                     maps = [by_class[i].probability for i in range(len(names))]
                     yield MulticlassSegmentation(names, torch.stack(maps))
 
-    def _score_images(self, images: list[Tensor], stacks: list[SupportSet]) -> list[Tensor]:
+    def _score_images(self, images: list[Tensor], groups: list[list[SupportSet]]) -> list[Tensor]:
         """(classes, 2, h, w) scores of each image, of several images only for one class."""
         if not images:
             return []
         with _evaluating(self):
             query = torch.stack([self._prepare(image) for image in images])
-            scores = torch.cat(list(self.scores_of_sets(query, stacks)))
+            scores = torch.cat(list(self.scores_of_sets(query, groups)))
         return list(scores.unflatten(0, (len(images), -1)))
 
-    def scores_of_sets(self, query: Tensor, sets: Iterable[SupportSet]) -> Iterator[Tensor]:
-        """Score the pixels of B queries against several sets, for example of several classes.
+    def scores_of_sets(self, query: Tensor, groups: Groups) -> Iterator[Tensor]:
+        """Score one query against several sets, or several queries against one set.
 
-        A network that shares work between sets overrides this.
+        A network that can share work between the sets overrides this.
 
         Args:
-            query: As for `scores`.
-            sets: Sets as for `scores`, or of n · B episodes. Then n consecutive episodes share a
-                query.
+            query: (B, 3, H, W), as for `scores`. B is 1 unless there is only one set.
+            groups: Sets of one episode. Those of a group have the same number of shots: a network
+                may compute them at once.
 
         Returns:
-            An iterator of the scores (B, 2, H, W), or (n · B, 2, H, W), of each set.
+            An iterator of the scores (sets · B, 2, H, W) of each group.
         """
-        for supports in sets:
-            each = max(1, supports.prototypes.shape[0] // query.shape[0])
-            yield self.scores(query.repeat_interleave(each, dim=0), supports)
+        for group in groups:
+            yield torch.cat([self.scores(query, supports) for supports in group])
 
     def _prepare(self, image: Tensor) -> Tensor:
         """(3, H, W) in [0, 1] → (3, image_size, image_size), normalised, on the model's device."""
@@ -523,7 +529,10 @@ def _naming(what: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{what}{error}") from error
+        if not what:
+            raise
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{what}{error}") from error
 
 
 def _load_or_error(query: ImageLike) -> Tensor | OSError | TypeError | ValueError:
@@ -534,8 +543,6 @@ def _load_or_error(query: ImageLike) -> Tensor | OSError | TypeError | ValueErro
 
 
 def _raise_error(answer: Answer | OSError | TypeError | ValueError, what: str = "") -> Answer:
-    if isinstance(answer, OSError):
-        raise answer
     if isinstance(answer, Exception):
         with _naming(what):
             raise answer

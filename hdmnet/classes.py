@@ -1,4 +1,4 @@
-"""Several classes in one call: their supports, and their sets in stacks."""
+"""Several classes in one call: their supports, and their sets in groups."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -10,6 +10,8 @@ from hdmnet.supports import SupportSet
 Supports: TypeAlias = ImageLike | Sequence[ImageLike]
 """One image or several."""
 SupportsByClass: TypeAlias = Mapping[str, Supports | SupportSet]
+Groups: TypeAlias = Iterable[Sequence[SupportSet]]
+"""Sets of one episode. Those of a group have the same number of shots."""
 T = TypeVar("T")
 
 
@@ -96,21 +98,21 @@ def _of_class(given: Any, name: str) -> Supports:
     return cast(Supports, value)
 
 
-def stack_equal_shots(sets: Sequence[SupportSet], most: int) -> tuple[list[int], list[SupportSet]]:
-    """Stack sets with equally many shots, at most `most` in each stack.
+def group_by_shots(
+    sets: Sequence[SupportSet], most: int
+) -> tuple[list[int], list[list[SupportSet]]]:
+    """Group sets with equally many shots, at most `most` in each group.
 
     Returns:
-        The position in `sets` of each episode of the stacks, and the stacks.
+        The position in `sets` of each member of the groups, and the groups.
     """
     order: list[int] = []
-    stacks = []
+    groups = []
     for shots in dict.fromkeys(s.shots for s in sets):
         same = [i for i, s in enumerate(sets) if s.shots == shots]
         order += same
-        for positions in batched(same, most):
-            first, *others = (sets[i] for i in positions)
-            stacks.append(first.stack(*others))
-    return order, stacks
+        groups += [[sets[i] for i in positions] for positions in batched(same, most)]
+    return order, groups
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -1,6 +1,7 @@
 """HDMNet (arXiv 2303.14652): the parts, composed."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from einops import rearrange, repeat
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hdmnet.base import FewShotModel
+from hdmnet.classes import Groups
 from hdmnet.nn import _checks, _fast
 from hdmnet.nn._precision import no_autocast, upcast
 from hdmnet.nn._resize import nearest, upsample, widen_small
@@ -19,7 +21,7 @@ from hdmnet.nn.matching import CascadeMatching
 from hdmnet.nn.priors import foreground_features, masked_average_pool, max_cosine
 from hdmnet.nn.psp import PyramidPooling
 from hdmnet.nn.style import gram_distance, gram_matrix
-from hdmnet.output import HDMNetOutput, QueryFeatures
+from hdmnet.output import Features, HDMNetOutput, QueryFeatures
 from hdmnet.supports import SupportSet
 
 REDUCED_DIM = 256  # channels of the reduced features q and s
@@ -27,8 +29,6 @@ PSP_DIM = 512  # channels of f5
 PRIOR_SCALE = 10.0  # factor of the prior in the query tokens
 SHOTS = "(b k) c h w -> b k c h w"
 SHARED = "b ... -> (b n) ..."  # n consecutive episodes share a query
-
-Features = tuple[Tensor, Tensor, Tensor]
 
 
 class HDMNet(FewShotModel):
@@ -49,7 +49,7 @@ class HDMNet(FewShotModel):
         shot_hidden_dim: Hidden channels of the shot weighting; 0 means one layer without bias.
         frozen_norm: Whether every BatchNorm stays in eval mode in training, as in the paper.
         layers: Numbers of the backbone's levels or blocks to take f2, f3 and f4 from, as for
-            `FeaturePyramid`. f2 and f3 become tokens, f4 gives a prior, f2 the Gram matrices.
+            `FeaturePyramid`.
         pretrained_backbone: Whether to download timm's weights of the backbone. It is not saved
             with the model: a reload never downloads a backbone.
 
@@ -252,28 +252,29 @@ class HDMNet(FewShotModel):
             base_class: (B,) long, as for `forward`.
 
         Raises:
-            ValueError: If `base_class` or the number of episodes does not fit, the grid is too
-                small, or another model encoded the supports.
+            ValueError: As `forward`, or if another model encoded the supports.
         """
-        out = self._compare(self._describe(features), supports, size, base_class)
+        if base_class is not None and self.ensemble is None:
+            raise ValueError("base_class was given, but the model has base_classes=0")
+        query = self._describe(features)
+        out = self._merge(query, supports, self._prior(query, supports), size, base_class)
         return out._replace(
             meta=upsample(out.meta, size, align_corners=True),
             base=None if out.base is None else upsample(out.base, size, align_corners=True),
         )
 
     def scores(self, query: Tensor, supports: SupportSet) -> Tensor:
-        """Compute only the `final` scores of `match`, for inference. See `FewShotModel.scores`.
+        """Compute only the `final` scores of `match`, for inference. See `FewShotModel.scores`."""
+        return next(self.scores_of_sets(query, [[supports]]))
 
-        If `encode_supports` made the supports, call it in `torch.inference_mode()` or `no_grad()`.
-        """
+    def scores_of_sets(self, query: Tensor, groups: Groups) -> Iterator[Tensor]:
         _checks.check_images("query", query, "B, 3, H, W", self.smallest_size)
         described = self._describe(self.backbone(query))
-        return self._compare(described, supports, query.shape[-2:]).final
-
-    def scores_of_sets(self, query: Tensor, sets: Iterable[SupportSet]) -> Iterator[Tensor]:
-        described = self._describe(self.backbone(query))
-        for supports in sets:
-            yield self._compare(described, supports, query.shape[-2:]).final
+        for group in groups:
+            prior = torch.cat([self._prior(described, supports) for supports in group])
+            # The prior's features are most of a set. They are not copied.
+            first, *others = (replace(supports, prior_features=()) for supports in group)
+            yield self._merge(described, first.stack(*others), prior, query.shape[-2:]).final
 
     def _describe(self, features: Features) -> QueryFeatures:
         """Compute everything about B queries that does not depend on the supports."""
@@ -286,25 +287,26 @@ class HDMNet(FewShotModel):
             gram=None if self.ensemble is None else gram_matrix(f2),
         )
 
-    def _compare(
+    def _prior(self, query: QueryFeatures, supports: SupportSet) -> Tensor:
+        supports.check_fits(self.fingerprint, self._support_channels, query.reduced.device)
+        supports = supports.expand(query.reduced.shape[0])
+        pairs = zip(query.prior, supports.prior_features, strict=True)
+        return torch.stack([max_cosine(f, s) for f, s in pairs], dim=1)
+
+    def _merge(
         self,
         query: QueryFeatures,
         supports: SupportSet,
+        prior: Tensor,
         size: Sequence[int],
         base_class: Tensor | None = None,
     ) -> HDMNetOutput:
-        """Do the work of `match_features`, with `meta` and `base` still on the feature grid."""
+        """Merge everything, with `meta` and `base` still on the feature grid."""
         q = query.reduced
-        supports.check_fits(self.fingerprint, self._support_channels, q.device)
-        if base_class is not None and self.ensemble is None:
-            raise ValueError("base_class was given, but the model has base_classes=0")
-        supports = supports.expand(q.shape[0])
-        pairs = zip(query.prior, supports.prior_features, strict=True)
-        prior = torch.stack([max_cosine(f, s) for f, s in pairs], dim=1)
-        episodes = prior.shape[0] // q.shape[0]  # of each query
+        supports, n = supports.expand(q.shape[0]), prior.shape[0] // q.shape[0]
         # float32: cheap here, and bf16 would move mask borders.
         with no_autocast(q):
-            q = repeat(q.to(next(self.query_merge.parameters()).dtype), SHARED, n=episodes)
+            q = repeat(q.to(next(self.query_merge.parameters()).dtype), SHARED, n=n)
             p = supports.prototypes.mean(dim=1).to(q.dtype)[..., None, None].expand_as(q)
             tokens = self.query_merge(torch.cat([q, p, (PRIOR_SCALE * prior).to(q.dtype)], dim=1))
             meta, correlations = self.cascade.match(
@@ -313,7 +315,7 @@ class HDMNet(FewShotModel):
         if self.ensemble is None or query.base is None or query.gram is None:
             final = upcast(upsample(meta, size, align_corners=True)).softmax(dim=1)
             return HDMNetOutput(final, meta, None, correlations, prior)
-        base, gram = (repeat(x, SHARED, n=episodes) for x in (query.base, query.gram))
+        base, gram = (repeat(x, SHARED, n=n) for x in (query.base, query.gram))
         assert supports.gram is not None  # `check_fits` refuses such a set
         final = self.ensemble(meta, base, gram_distance(gram, supports.gram), base_class)
         final = upsample(final, size, align_corners=True)
@@ -344,6 +346,5 @@ class HDMNet(FewShotModel):
         return [self.encoder, self.cascade]
 
 
-def _conv_relu(in_channels: int, out_channels: int, *rest: nn.Module) -> nn.Sequential:
-    conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
-    return nn.Sequential(conv, nn.ReLU(inplace=True), *rest)
+def _conv_relu(inputs: int, outputs: int, *rest: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.ReLU(inplace=True), *rest)

@@ -4,6 +4,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+Features = tuple[Tensor, Tensor, Tensor]
+"""f2, f3, f4 of a backbone: each (B, C, h, w)."""
+
 
 class HDMNetOutput(NamedTuple):
     """Scores, correlation maps and priors of B queries of H × W whose feature grid is h × w."""

@@ -7,6 +7,7 @@ attempts and compare the outcomes. `make hostile-page` writes the page again.
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,7 +32,11 @@ no temporary file behind. `…` stands for a folder, or for the message of anoth
 def outcome(attempt: Attempt, folder: Path) -> str:
     """Run an attempt, and describe its outcome in words that do not depend on the machine."""
     try:
-        return attempt(folder)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            happened = attempt(folder)
+        ours = [str(w.message) for w in caught if "hdmnet" in Path(w.filename).parts]
+        return "; warns that ".join([happened, *ours])
     except (OSError, TypeError, ValueError) as error:
         text = str(error)
         if type(error.__cause__) not in (type(None), TypeError, ValueError):

@@ -11,6 +11,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = (
     "README.md",
     "docs/backbones.md",
+    "docs/predict.md",
     "docs/speed.md",
     "docs/evaluation.md",
     "docs/fine-tuning.md",

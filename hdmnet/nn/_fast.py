@@ -24,8 +24,9 @@ from hdmnet.nn._precision import no_autocast, upcast
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-CHUNK = 128
-"""Support positions whose attention is in memory at a time: few enough for a processor's cache."""
+CHUNK, SMALLEST_CHUNK = 128, 32
+"""Support positions whose attention is in memory at a time, of one episode and of many: few enough
+for a processor's cache."""
 POSITIONS = 2048
 """Support positions that the prior compares at a time, so that memory does not grow with K."""
 
@@ -120,7 +121,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """
     chunks = [(key, value)]
     if not torch.compiler.is_compiling():
-        chunks = list(zip(key.split(CHUNK, dim=-2), value.split(CHUNK, dim=-2), strict=True))
+        size = max(CHUNK // len(query), SMALLEST_CHUNK)
+        chunks = list(zip(key.split(size, dim=-2), value.split(size, dim=-2), strict=True))
     out = torch.zeros_like(query)
     for k, v in chunks:
         attention = (query @ k.to(query.dtype).mT).exp_()

@@ -101,17 +101,10 @@ def foreground_features(support: Tensor, mask: Tensor) -> PriorFeatures:
 
 
 def max_cosine(query: Tensor, support: PriorFeatures) -> Tensor:
-    """Compute `cosine_prior` of a query (B, C, h, w) and the result of `foreground_features`.
-
-    The supports may hold n · B episodes: then n consecutive episodes share a query, and the result
-    is (n · B, h, w).
-    """
+    """Compute `cosine_prior` of a query (B, C, h, w) and the result of `foreground_features`."""
     with no_autocast(query):
         dtype = torch.promote_types(query.dtype, torch.float32)
-        # The shots of all episodes of a query: its norms are computed once.
-        unit, norm = (
-            rearrange(x.to(dtype), "(b n) k ... -> b (n k) ...", b=query.shape[0]) for x in support
-        )
+        unit, norm = support.unit.to(dtype), support.norm.to(dtype)
         if torch.compiler.is_compiling():
             q = rearrange(query.to(dtype), "b c h w -> b 1 (h w) c")
             s = unit * norm[..., None]
@@ -119,6 +112,4 @@ def max_cosine(query: Tensor, support: PriorFeatures) -> Tensor:
             best = rearrange(cosine.amax(dim=-1), "b k n -> b n k")
         else:
             best = _fast.max_cosine(query, unit, norm, EPS)
-    shots, height = support.norm.shape[1], query.shape[-2]
-    best = rearrange(best, "b (h w) (n k) -> (b n) h w k", h=height, k=shots)
-    return best.mean(dim=-1)
+    return rearrange(best.mean(dim=-1), "b (h w) -> b h w", h=query.shape[-2])
