@@ -143,24 +143,12 @@ class SupportSet:
             >>> fish = fish.merge(model.encode_supports("c.jpg", "c.png"))
         """
         sets = (self, *others)
-        self._check_one_model(sets)
         if len({len(s.prototypes) for s in sets}) > 1:
             raise ValueError(
                 "the sets must hold the same number of episodes, got "
                 f"{[len(s.prototypes) for s in sets]}"
             )
-        if not others:
-            return self
-        levels = zip(*(s.tokens for s in sets), strict=True)
-        priors = zip(*(s.prior_features for s in sets), strict=True)
-        grams = [s.gram for s in sets if s.gram is not None]
-        return replace(
-            self,
-            prototypes=torch.cat([s.prototypes for s in sets], dim=1),
-            tokens=tuple(_merge_tokens(level) for level in levels),
-            prior_features=tuple(_join_priors(level, dim=1) for level in priors),
-            gram=torch.cat(grams, dim=1) if grams else None,
-        )
+        return self._join(others, 1, _merge_tokens)
 
     def stack(self, *others: Self) -> Self:
         """Join the episodes of several sets into one set, for example one episode for each class.
@@ -175,23 +163,11 @@ class SupportSet:
             >>> both = cat.stack(dog)  # 2 episodes
         """
         sets = (self, *others)
-        self._check_one_model(sets)
         if len({s.shots for s in sets}) > 1:
             raise ValueError(
                 f"the sets must have the same number of shots, got {[s.shots for s in sets]}"
             )
-        if not others:
-            return self
-        levels = zip(*(s.tokens for s in sets), strict=True)
-        priors = zip(*(s.prior_features for s in sets), strict=True)
-        grams = [s.gram for s in sets if s.gram is not None]
-        return replace(
-            self,
-            prototypes=torch.cat([s.prototypes for s in sets]),
-            tokens=tuple(_stack_tokens(level) for level in levels),
-            prior_features=tuple(_join_priors(level, dim=0) for level in priors),
-            gram=torch.cat(grams) if grams else None,
-        )
+        return self._join(others, 0, _stack_tokens)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file that `load` reads.
@@ -266,14 +242,32 @@ class SupportSet:
             fingerprint=fingerprint,
         )
 
-    @staticmethod
-    def _check_one_model(sets: Sequence["SupportSet"]) -> None:
+    def _join(
+        self,
+        others: Sequence[Self],
+        dim: int,
+        join_tokens: Callable[[Sequence[SupportTokens]], SupportTokens],
+    ) -> Self:
+        """Join sets of one model along the axis of episodes (0) or of shots (1)."""
+        sets = (self, *others)
         if len({s.fingerprint for s in sets}) > 1:
             raise ValueError("different models encoded these sets: encode all with one model")
         if len({s.gram is None for s in sets}) > 1:
             raise ValueError(
                 "models with and without base learner encoded these sets: encode all with one model"
             )
+        if not others:
+            return self
+        levels = zip(*(s.tokens for s in sets), strict=True)
+        priors = zip(*(s.prior_features for s in sets), strict=True)
+        grams = [s.gram for s in sets if s.gram is not None]
+        return replace(
+            self,
+            prototypes=torch.cat([s.prototypes for s in sets], dim),
+            tokens=tuple(join_tokens(level) for level in levels),
+            prior_features=tuple(_join_priors(level, dim) for level in priors),
+            gram=torch.cat(grams, dim) if grams else None,
+        )
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
         return replace(
