@@ -162,6 +162,8 @@ class SupportSet:
         Example:
             >>> both = cat.stack(dog)  # 2 episodes
         """
+        if not others:  # hashing `shots` would fix it in an exported graph
+            return self
         sets = (self, *others)
         if len({s.shots for s in sets}) > 1:
             raise ValueError(
