@@ -211,7 +211,7 @@ class HDMNet(FewShotModel):
         self, f2: Tensor, f3: Tensor, mask: Tensor
     ) -> tuple[Tensor, tuple[SupportTokens, ...]]:
         s = self.support_reduce(torch.cat([f3, f2], dim=1))
-        with no_autocast(s):  # as in `_compare`
+        with no_autocast(s):  # as in `_merge`
             s = s.to(next(self.support_merge.parameters()).dtype)
             prototypes = masked_average_pool(rearrange(s, SHOTS, k=mask.shape[1]), mask).to(s.dtype)
             p = rearrange(prototypes, "b k c -> (b k) c 1 1").expand_as(s)
@@ -289,7 +289,7 @@ class HDMNet(FewShotModel):
 
     def _prior(self, query: QueryFeatures, supports: SupportSet) -> Tensor:
         supports.check_fits(self.fingerprint, self._support_channels, query.reduced.device)
-        supports = supports.expand(query.reduced.shape[0])
+        supports = replace(supports, tokens=(), gram=None).expand(query.reduced.shape[0])
         pairs = zip(query.prior, supports.prior_features, strict=True)
         return torch.stack([max_cosine(f, s) for f, s in pairs], dim=1)
 
@@ -302,8 +302,8 @@ class HDMNet(FewShotModel):
         base_class: Tensor | None = None,
     ) -> HDMNetOutput:
         """Merge everything, with `meta` and `base` still on the feature grid."""
-        q = query.reduced
-        supports, n = supports.expand(q.shape[0]), prior.shape[0] // q.shape[0]
+        q, n = query.reduced, prior.shape[0] // query.reduced.shape[0]
+        supports = replace(supports, prior_features=()).expand(q.shape[0])
         # float32: cheap here, and bf16 would move mask borders.
         with no_autocast(q):
             q = repeat(q.to(next(self.query_merge.parameters()).dtype), SHARED, n=n)
