@@ -33,6 +33,7 @@ from hdmnet.hub import HubMixin
 from hdmnet.images import ImageLike, load_image, load_mask
 from hdmnet.nn import _checks
 from hdmnet.nn.backbone import FeaturePyramid
+from hdmnet.output import Matches
 from hdmnet.preprocess import resize_image, resize_label
 from hdmnet.segmentation import MulticlassSegmentation, Segmentation
 from hdmnet.supports import SupportSet
@@ -294,32 +295,34 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         for batch in batched(queries, at_once):
             loaded = [_load_or_error(query) for query in batch]
             images = [image for image in loaded if isinstance(image, Tensor)]
-            scores = iter(self._score_images(images, groups))
+            matches = iter(self._match_images(images, groups))
             for image in loaded:
                 if not isinstance(image, Tensor):
                     yield image
                     continue
-                answers = [
-                    Segmentation.from_scores(s[None], image.shape[-2:]) for s in next(scores)
-                ]
+                size = image.shape[-2:]
+                answers = [Segmentation.from_scores(m.scores, size) for m in next(matches)]
                 if names is None:
                     yield answers[0]
                 else:
-                    by_class = dict(zip(order, answers, strict=True))
-                    maps = [by_class[i].probability for i in range(len(names))]
-                    yield MulticlassSegmentation(names, torch.stack(maps))
+                    by_number = dict(zip(order, answers, strict=True))
+                    yield MulticlassSegmentation.from_answers(
+                        {name: by_number[i] for i, name in enumerate(names)}
+                    )
 
-    def _score_images(self, images: list[Tensor], groups: list[list[SupportSet]]) -> list[Tensor]:
-        """(classes, 2, h, w) scores of each image, of several images only for one class."""
+    def _match_images(
+        self, images: list[Tensor], groups: list[list[SupportSet]]
+    ) -> list[list[Matches]]:
+        """Match each image with each set, several images only with one set."""
         if not images:
             return []
         with _evaluating(self):
             query = torch.stack([self._prepare(image) for image in images])
-            scores = torch.cat(list(self.scores_of_sets(query, groups)))
-        return list(scores.unflatten(0, (len(images), -1)))
+            pairs = [m for matches in self.match_sets(query, groups) for m in matches.split()]
+        return [[pair] for pair in pairs] if len(images) > 1 else [pairs]
 
-    def scores_of_sets(self, query: Tensor, groups: Groups) -> Iterator[Tensor]:
-        """Score one query against several sets, or several queries against one set.
+    def match_sets(self, query: Tensor, groups: Groups) -> Iterator[Matches]:
+        """Match one query with several sets, or several queries with one set.
 
         A network that can share work between the sets overrides this.
 
@@ -329,10 +332,10 @@ class FewShotModel(nn.Module, HubMixin, ABC):
                 may compute them at once.
 
         Returns:
-            An iterator of the scores (sets · B, 2, H, W) of each group.
+            An iterator of the matches of each group, N = sets · B.
         """
         for group in groups:
-            yield torch.cat([self.scores(query, supports) for supports in group])
+            yield Matches(torch.cat([self.scores(query, supports) for supports in group]))
 
     def _prepare(self, image: Tensor) -> Tensor:
         """(3, H, W) in [0, 1] → (3, image_size, image_size), normalised, on the model's device."""

@@ -21,7 +21,7 @@ from hdmnet.nn.matching import CascadeMatching
 from hdmnet.nn.priors import foreground_features, masked_average_pool, max_cosine
 from hdmnet.nn.psp import PyramidPooling
 from hdmnet.nn.style import gram_distance, gram_matrix
-from hdmnet.output import Features, HDMNetOutput, QueryFeatures
+from hdmnet.output import Features, HDMNetOutput, Matches, QueryFeatures
 from hdmnet.supports import SupportSet
 
 REDUCED_DIM = 256  # channels of the reduced features q and s
@@ -265,16 +265,17 @@ class HDMNet(FewShotModel):
 
     def scores(self, query: Tensor, supports: SupportSet) -> Tensor:
         """Compute only the `final` scores of `match`, for inference. See `FewShotModel.scores`."""
-        return next(self.scores_of_sets(query, [[supports]]))
+        return next(self.match_sets(query, [[supports]])).scores
 
-    def scores_of_sets(self, query: Tensor, groups: Groups) -> Iterator[Tensor]:
+    def match_sets(self, query: Tensor, groups: Groups) -> Iterator[Matches]:
         _checks.check_images("query", query, "B, 3, H, W", self.smallest_size)
         described = self._describe(self.backbone(query))
         for group in groups:
             prior = torch.cat([self._prior(described, supports) for supports in group])
             # The prior's features are most of a set. They are not copied.
             first, *others = (replace(supports, prior_features=()) for supports in group)
-            yield self._merge(described, first.stack(*others), prior, query.shape[-2:]).final
+            out = self._merge(described, first.stack(*others), prior, query.shape[-2:])
+            yield Matches(out.final, out.correlations, prior)
 
     def _describe(self, features: Features) -> QueryFeatures:
         """Compute everything about B queries that does not depend on the supports."""
@@ -339,8 +340,7 @@ class HDMNet(FewShotModel):
         return any(isinstance(m, _BatchNorm) and m.training for m in modules)
 
     def pretrained_parts(self) -> list[nn.Module]:
-        parts = (self.backbone, self.psp, self.base_learner)
-        return [part for part in parts if part is not None]
+        return [p for p in (self.backbone, self.psp, self.base_learner) if p is not None]
 
     def transformer_parts(self) -> list[nn.Module]:
         return [self.encoder, self.cascade]

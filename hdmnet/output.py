@@ -1,6 +1,6 @@
-"""What `HDMNet` computes: of a query alone, and of a query with its supports."""
+"""What a network computes: of a query alone, and of a query with its supports."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from torch import Tensor
 
@@ -21,6 +21,28 @@ class HDMNetOutput(NamedTuple):
     """(B, h_s, w_s) per stage, coarsest first, in [-10, 10]."""
     prior: Tensor
     """(B, 2, h, w) cosines in [-1, 1], of f5 (of f3 without base learner) and of f4."""
+
+
+class Matches(NamedTuple):
+    """What `predict` takes from a network: N pairs of a query and a set of supports."""
+
+    scores: Tensor
+    """(N, 2, H, W) scores, at least 0, background first."""
+    correlations: tuple[Tensor, ...] = ()
+    """(N, h_s, w_s) per stage, coarsest first. A network without such maps leaves them out."""
+    prior: Tensor | None = None
+    """(N, P, h, w) cosines in [-1, 1], P priors."""
+
+    def split(self) -> list[Self]:
+        """Return the N pairs, each with N = 1."""
+        return [
+            type(self)(
+                self.scores[i : i + 1],
+                tuple(level[i : i + 1] for level in self.correlations),
+                None if self.prior is None else self.prior[i : i + 1],
+            )
+            for i in range(len(self.scores))
+        ]
 
 
 class QueryFeatures(NamedTuple):

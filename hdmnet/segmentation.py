@@ -170,6 +170,11 @@ class MulticlassSegmentation:
     probability: Tensor
     """(N, H, W) float32 in [0, 1], at the query's own size."""
 
+    @classmethod
+    def from_answers(cls, answers: Mapping[str, Segmentation]) -> Self:
+        """Join the answers of several classes to the same query."""
+        return cls(tuple(answers), torch.stack([x.probability for x in answers.values()]))
+
     @property
     def labels(self) -> Tensor:
         """(H, W) int64: i = `names[i - 1]`, the most probable class, and 0 = background.
