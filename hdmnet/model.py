@@ -1,12 +1,12 @@
 """HDMNet (arXiv 2303.14652): the parts, composed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from hdmnet.base import FewShotModel
 from hdmnet.classes import Groups
@@ -18,10 +18,11 @@ from hdmnet.nn.backbone import FeaturePyramid
 from hdmnet.nn.encoder import HierarchicalEncoder
 from hdmnet.nn.ensemble import BaseLearner, BaseMetaEnsemble
 from hdmnet.nn.matching import CascadeMatching
+from hdmnet.nn.presence import Presence
 from hdmnet.nn.priors import foreground_features, masked_average_pool, max_cosine
 from hdmnet.nn.psp import PyramidPooling
 from hdmnet.nn.style import gram_distance, gram_matrix
-from hdmnet.output import Features, HDMNetOutput, Matches, QueryFeatures
+from hdmnet.output import Features, HDMNetOutput, Matches, QueryFeatures, object_probability
 from hdmnet.supports import SupportSet
 
 REDUCED_DIM = 256  # channels of the reduced features q and s
@@ -50,6 +51,8 @@ class HDMNet(FewShotModel):
         frozen_norm: Whether every BatchNorm stays in eval mode in training, as in the paper.
         layers: Numbers of the backbone's levels or blocks to take f2, f3 and f4 from, as for
             `FeaturePyramid`.
+        presence: `scale`, `bias` and `center` of `Presence`, as `examples/fit_presence.py` fits
+            them. None: the cosines of this model say which query shows more, but not if.
         pretrained_backbone: Whether to download timm's weights of the backbone. It is not saved
             with the model: a reload never downloads a backbone.
 
@@ -64,7 +67,7 @@ class HDMNet(FewShotModel):
     Source: HDMNet (arXiv 2303.14652); base learner and ensemble from BAM (arXiv 2203.07615).
     """
 
-    free_arguments = ("image_size", "dropout", "feature_dropout", "frozen_norm")
+    free_arguments = ("image_size", "dropout", "feature_dropout", "frozen_norm", "presence")
 
     def __init__(
         self,
@@ -80,6 +83,7 @@ class HDMNet(FewShotModel):
         shot_hidden_dim: int = 2,
         frozen_norm: bool = True,
         layers: Sequence[int] | None = None,
+        presence: Mapping[str, Any] | None = None,
         pretrained_backbone: bool = False,
     ) -> None:
         super().__init__()
@@ -110,6 +114,8 @@ class HDMNet(FewShotModel):
         self.ensemble = (
             BaseMetaEnsemble(shots, shot_hidden_dim=shot_hidden_dim) if base_classes else None
         )
+
+        self.presence = Presence.from_config(presence, c4)
 
         c5, gram = (PSP_DIM, c2) if base_classes else (c3, 0)
         self._support_channels = (REDUCED_DIM, *[dim] * len(heads), c5, c4, gram)
@@ -157,7 +163,7 @@ class HDMNet(FewShotModel):
         _checks.check_images("supports", supports, "B, K, 3, H, W", self.smallest_size)
         _checks.check_masks(masks, supports)
         masked = supports * (masks == 1)[:, :, None].to(supports.dtype)
-        if self._computes_at_once():
+        if _fast.needs_all_at_once(self.pretrained_parts()):
             features = self.backbone(rearrange(masked, "b k c h w -> (b k) c h w"))
             return self.encode_features(features, masks)
         # One shot at a time; the backward pass computes their tokens again: memory grows little.
@@ -195,7 +201,8 @@ class HDMNet(FewShotModel):
         )
         # The prior compares the foreground: f5 is computed there only.
         mask = nearest(mask, f4.shape[-2:])
-        box = None if self._computes_at_once() else _fast.foreground_window(mask)
+        whole = _fast.needs_all_at_once(self.pretrained_parts())
+        box = None if whole else _fast.foreground_window(mask)
         f5 = self._f5(f3, f4, box)
         if box is not None:
             mask, f4 = box.crop(mask), box.crop(f4)
@@ -275,7 +282,9 @@ class HDMNet(FewShotModel):
             # The prior's features are most of a set. They are not copied.
             first, *others = (replace(supports, prior_features=()) for supports in group)
             out = self._merge(described, first.stack(*others), prior, query.shape[-2:])
-            yield Matches(out.final, out.correlations, prior)
+            p = object_probability(out.final).unflatten(0, (len(query), -1))
+            presence = self.presence(described.prior[1], p, [s.prior_features[1] for s in group])
+            yield Matches(out.final, presence.flatten(), out.correlations, prior)
 
     def _describe(self, features: Features) -> QueryFeatures:
         """Compute everything about B queries that does not depend on the supports."""
@@ -327,17 +336,6 @@ class HDMNet(FewShotModel):
         if self.psp is not None:
             return self.psp(f4, box)
         return f3 if box is None else box.crop(f3)
-
-    def _computes_at_once(self) -> bool:
-        """Whether features must be computed for all shots and the whole grid at once.
-
-        A norm that takes statistics of the batch needs all of it. A compiled graph would hold the
-        network K times, and must not depend on the masks.
-        """
-        if torch.compiler.is_compiling():
-            return True
-        modules = (m for part in self.pretrained_parts() for m in part.modules())
-        return any(isinstance(m, _BatchNorm) and m.training for m in modules)
 
     def pretrained_parts(self) -> list[nn.Module]:
         return [p for p in (self.backbone, self.psp, self.base_learner) if p is not None]

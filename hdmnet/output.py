@@ -8,6 +8,15 @@ Features = tuple[Tensor, Tensor, Tensor]
 """f2, f3, f4 of a backbone: each (B, C, h, w)."""
 
 
+def object_probability(scores: Tensor) -> Tensor:
+    """Turn scores (..., 2, H, W) into probabilities (..., H, W) of the object.
+
+    p = f / (b + f), with the scores b of the background and f of the object, clamped at 0.
+    """
+    b, f = scores.clamp(min=0).unbind(-3)
+    return f / (b + f).clamp(min=1e-12)
+
+
 class HDMNetOutput(NamedTuple):
     """Scores, correlation maps and priors of B queries of H × W whose feature grid is h × w."""
 
@@ -28,6 +37,8 @@ class Matches(NamedTuple):
 
     scores: Tensor
     """(N, 2, H, W) scores, at least 0, background first."""
+    presence: Tensor | None = None
+    """(N,) in [0, 1]: does the query show any of the class? None: the highest probability."""
     correlations: tuple[Tensor, ...] = ()
     """(N, h_s, w_s) per stage, coarsest first. A network without such maps leaves them out."""
     prior: Tensor | None = None
@@ -38,6 +49,7 @@ class Matches(NamedTuple):
         return [
             type(self)(
                 self.scores[i : i + 1],
+                None if self.presence is None else self.presence[i : i + 1],
                 tuple(level[i : i + 1] for level in self.correlations),
                 None if self.prior is None else self.prior[i : i + 1],
             )
