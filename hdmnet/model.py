@@ -48,8 +48,7 @@ class HDMNet(FewShotModel):
         feature_dropout: Probability of dropping a channel of the reduced features.
         shot_hidden_dim: Hidden channels of the shot weighting; 0 means one layer without bias.
         frozen_norm: Whether every BatchNorm stays in eval mode in training, as in the paper.
-        layers: Numbers of the backbone's levels or blocks to take f2, f3 and f4 from, as for
-            `FeaturePyramid`.
+        layers: Levels or blocks of the backbone that give f2, f3, f4, as for `FeaturePyramid`.
         pretrained_backbone: Whether to download timm's weights of the backbone. It is not saved
             with the model: a reload never downloads a backbone.
 
@@ -275,7 +274,8 @@ class HDMNet(FewShotModel):
             # The prior's features are most of a set. They are not copied.
             first, *others = (replace(supports, prior_features=()) for supports in group)
             out = self._merge(described, first.stack(*others), prior, query.shape[-2:])
-            yield Matches(out.final, out.correlations, prior)
+            names = "f3" if self.psp is None else "f5", "f4"
+            yield Matches(out.final, out.correlations, prior, names, out.base)
 
     def _describe(self, features: Features) -> QueryFeatures:
         """Compute everything about B queries that does not depend on the supports."""
