@@ -3,6 +3,8 @@
 from hdmnet import convert
 from hdmnet.annotations import box_mask
 from hdmnet.base import FewShotModel
+from hdmnet.explanation import Explanation
+from hdmnet.generalized import GeneralizedSegmentation
 from hdmnet.hub import PretrainedInfo, list_pretrained
 from hdmnet.images import load_image, load_mask
 from hdmnet.losses import EpisodeLoss, EpisodeLosses
@@ -40,8 +42,10 @@ __all__ = [
     "CorrelationDistillation",
     "EpisodeLoss",
     "EpisodeLosses",
+    "Explanation",
     "FeaturePyramid",
     "FewShotModel",
+    "GeneralizedSegmentation",
     "HDMNet",
     "HDMNetOutput",
     "HierarchicalEncoder",

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
-from typing import Any, ClassVar, Self, TypeAlias, cast, overload
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, cast, overload
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ from hdmnet.classes import (
     encode_classes,
     group_by_shots,
 )
+from hdmnet.explanation import Evidence
+from hdmnet.generalized import GeneralizedSegmentation
 from hdmnet.hub import HubMixin
 from hdmnet.images import ImageLike, load_image, load_mask
 from hdmnet.nn import _checks
@@ -38,7 +40,7 @@ from hdmnet.preprocess import resize_image, resize_label
 from hdmnet.segmentation import MulticlassSegmentation, Segmentation
 from hdmnet.supports import SupportSet
 
-Answer: TypeAlias = Segmentation | MulticlassSegmentation
+Answer: TypeAlias = Segmentation | MulticlassSegmentation | GeneralizedSegmentation
 
 
 class FewShotModel(nn.Module, HubMixin, ABC):
@@ -151,6 +153,8 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         masks: Supports | None = None,
         *,
         batch_size: int | None = None,
+        presence_threshold: float = 0.0,
+        generalized: Literal[False] = False,
     ) -> Segmentation: ...
 
     @overload
@@ -161,6 +165,8 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         masks: Supports | None = None,
         *,
         batch_size: int | None = None,
+        presence_threshold: float = 0.0,
+        generalized: Literal[False] = False,
     ) -> list[Segmentation]: ...
 
     @overload
@@ -172,6 +178,8 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         *,
         class_ids: Mapping[str, int] | None = None,
         batch_size: int | None = None,
+        presence_threshold: float = 0.0,
+        generalized: Literal[False] = False,
     ) -> MulticlassSegmentation: ...
 
     @overload
@@ -183,7 +191,35 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         *,
         class_ids: Mapping[str, int] | None = None,
         batch_size: int | None = None,
+        presence_threshold: float = 0.0,
+        generalized: Literal[False] = False,
     ) -> list[MulticlassSegmentation]: ...
+
+    @overload
+    def predict(  # type: ignore[overload-overlap]
+        self,
+        query: ImageLike,
+        supports: Supports | SupportSet | SupportsByClass,
+        masks: Supports | Mapping[str, Supports] | None = None,
+        *,
+        class_ids: Mapping[str, int] | None = None,
+        batch_size: int | None = None,
+        presence_threshold: float = 0.0,
+        generalized: Literal[True],
+    ) -> GeneralizedSegmentation: ...
+
+    @overload
+    def predict(
+        self,
+        query: Sequence[ImageLike],
+        supports: Supports | SupportSet | SupportsByClass,
+        masks: Supports | Mapping[str, Supports] | None = None,
+        *,
+        class_ids: Mapping[str, int] | None = None,
+        batch_size: int | None = None,
+        presence_threshold: float = 0.0,
+        generalized: Literal[True],
+    ) -> list[GeneralizedSegmentation]: ...
 
     def predict(
         self,
@@ -193,6 +229,8 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         *,
         class_ids: Mapping[str, int] | None = None,
         batch_size: int | None = None,
+        presence_threshold: float = 0.0,
+        generalized: bool = False,
     ) -> Answer | list[Any]:
         """Segment one image, or a list of images, at their own sizes.
 
@@ -214,24 +252,32 @@ class FewShotModel(nn.Module, HubMixin, ABC):
             batch_size: Number of pairs of a query and a class that are computed at once: several
                 queries for one class, or several classes for one query. More need more memory.
                 None: one query, with all its classes.
+            presence_threshold: Smallest `presence` of an answer whose mask is kept, in [0, 1]. Below
+                it, the probabilities are 0 everywhere. docs/predict.md says what it costs.
+            generalized: Whether to label the base classes of the model's base learner as well.
 
         Returns:
             The segmentation of the query: a `Segmentation` for one class, a
-            `MulticlassSegmentation` for a dict or with `class_ids`. A list of queries gives a list.
+            `MulticlassSegmentation` for a dict or with `class_ids`, a `GeneralizedSegmentation`
+            with `generalized`. A list of queries gives a list.
 
         Raises:
             TypeError: If something is not an image or a mask.
             ValueError: If an image or mask cannot be read, or has wrong values or a wrong size; if
-                supports and masks do not name the same classes; or if no support shows a class.
+                supports and masks do not name the same classes; if no support shows a class; or
+                if `generalized` is true and the model has no base learner.
 
         Example:
             >>> result = model.predict("query.jpg", ["support.jpg"], ["support_mask.png"])
             >>> result.overlay("query.jpg").save("overlay.png")
         """
+        options = _Options(batch_size, presence_threshold, generalized)
+        options.check()
         sets = encode_classes(self.encode_supports, supports, masks, class_ids)
         if not isinstance(query, list | tuple):
-            return _raise_error(next(self._answers([cast(ImageLike, query)], sets, batch_size)))
-        answers = self._answers(query, sets, batch_size)
+            queries = [cast(ImageLike, query)]
+            return _raise_error(next(self._answers(queries, sets, options)))
+        answers = self._answers(query, sets, options)
         return [_raise_error(x, f"query {i}: ") for i, x in enumerate(answers)]
 
     def predict_iter(
@@ -242,6 +288,8 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         *,
         class_ids: Mapping[str, int] | None = None,
         batch_size: int | None = None,
+        presence_threshold: float = 0.0,
+        generalized: bool = False,
     ) -> Iterator[Answer | OSError | TypeError | ValueError]:
         """Segment any number of images, one after the other, also if some cannot be read.
 
@@ -252,6 +300,8 @@ class FewShotModel(nn.Module, HubMixin, ABC):
             masks: As for `predict`.
             class_ids: As for `predict`.
             batch_size: As for `predict`.
+            presence_threshold: As for `predict`.
+            generalized: As for `predict`.
 
         Returns:
             An iterator with an entry for each query, in their order: its answer as from `predict`,
@@ -271,27 +321,27 @@ class FewShotModel(nn.Module, HubMixin, ABC):
                 f"queries is one {type(queries).__name__}: expected an iterable of images, such as "
                 'Path("photos").glob("*.jpg")'
             )
+        options = _Options(batch_size, presence_threshold, generalized)
+        options.check()
         sets = encode_classes(self.encode_supports, supports, masks, class_ids)
-        return self._answers(queries, sets, batch_size)
+        return self._answers(queries, sets, options)
 
     def _answers(
         self,
         queries: Iterable[ImageLike],
         supports: SupportSet | Mapping[str, SupportSet],
-        batch_size: int | None,
+        options: "_Options",
     ) -> Iterator[Answer | OSError | TypeError | ValueError]:
         """Yield the answer of each query, or the error of reading it."""
-        if batch_size is not None:
-            _checks.check_integer("batch_size", batch_size, 1, 2**16)
-        names = tuple(supports) if isinstance(supports, Mapping) else None
-        sets = list(supports.values()) if isinstance(supports, Mapping) else [supports]
+        by_name = supports if isinstance(supports, Mapping) else {"novel": supports}
+        sets = list(by_name.values())
         if several := [s for s in sets if len(s.prototypes) != 1]:
             raise ValueError(
                 f"a set holds {len(several[0].prototypes)} episodes: expected one for each class, "
                 "as encode_supports gives"
             )
-        order, groups = group_by_shots(sets, batch_size or len(sets))
-        at_once = batch_size or 1 if len(sets) == 1 else 1
+        order, groups = group_by_shots(sets, options.batch_size or len(sets))
+        at_once = options.batch_size or 1 if len(sets) == 1 else 1
         for batch in batched(queries, at_once):
             loaded = [_load_or_error(query) for query in batch]
             images = [image for image in loaded if isinstance(image, Tensor)]
@@ -300,25 +350,37 @@ class FewShotModel(nn.Module, HubMixin, ABC):
                 if not isinstance(image, Tensor):
                     yield image
                     continue
-                size = image.shape[-2:]
-                answers = [Segmentation.from_scores(m.scores, size) for m in next(matches)]
-                if names is None:
+                pairs = next(matches)
+                answers = [
+                    _answer(match, evidence, image).emptied_below(options.presence_threshold)
+                    for match, evidence in pairs
+                ]
+                if supports is not by_name and not options.generalized:
                     yield answers[0]
-                else:
-                    by_number = dict(zip(order, answers, strict=True))
-                    yield MulticlassSegmentation.from_answers(
-                        {name: by_number[i] for i, name in enumerate(names)}
-                    )
+                    continue
+                by_number = dict(zip(order, answers, strict=True))
+                many = MulticlassSegmentation.from_answers(
+                    {name: by_number[i] for i, name in enumerate(by_name)}
+                )
+                network_size = (self.image_size, self.image_size)
+                yield (
+                    GeneralizedSegmentation.of(many, pairs[0][0], network_size)
+                    if options.generalized
+                    else many
+                )
 
     def _match_images(
         self, images: list[Tensor], groups: list[list[SupportSet]]
-    ) -> list[list[Matches]]:
+    ) -> list[list[tuple[Matches, Evidence | None]]]:
         """Match each image with each set, several images only with one set."""
         if not images:
             return []
         with _evaluating(self):
             query = torch.stack([self._prepare(image) for image in images])
-            pairs = [m for matches in self.match_sets(query, groups) for m in matches.split()]
+            matches = [m for several in self.match_sets(query, groups) for m in several.split()]
+        seen = list(self.backbone.denormalise(query).clamp(0, 1).mul(255).round().byte().cpu())
+        seen = seen if len(images) > 1 else seen * len(matches)
+        pairs = [(m, Evidence.of(m, x)) for m, x in zip(matches, seen, strict=True)]
         return [[pair] for pair in pairs] if len(images) > 1 else [pairs]
 
     def match_sets(self, query: Tensor, groups: Groups) -> Iterator[Matches]:
@@ -483,6 +545,24 @@ class FewShotModel(nn.Module, HubMixin, ABC):
             {"params": head, "lr": lr * head_multiplier, "name": "head"},
         )
         return [group for group in groups if group["params"]]
+
+
+class _Options(NamedTuple):
+    """Arguments of `predict` that concern the answers."""
+
+    batch_size: int | None
+    presence_threshold: float
+    generalized: bool
+
+    def check(self) -> None:
+        if self.batch_size is not None:
+            _checks.check_integer("batch_size", self.batch_size, 1, 2**16)
+        _checks.check_probabilities(presence_threshold=self.presence_threshold)
+
+
+def _answer(match: Matches, evidence: Evidence | None, image: Tensor) -> Segmentation:
+    presence = None if match.presence is None else match.presence.item()
+    return Segmentation.from_scores(match.scores, image.shape[-2:], presence, evidence)
 
 
 @contextmanager

@@ -49,10 +49,9 @@ class HDMNet(FewShotModel):
         feature_dropout: Probability of dropping a channel of the reduced features.
         shot_hidden_dim: Hidden channels of the shot weighting; 0 means one layer without bias.
         frozen_norm: Whether every BatchNorm stays in eval mode in training, as in the paper.
-        layers: Numbers of the backbone's levels or blocks to take f2, f3 and f4 from, as for
-            `FeaturePyramid`.
+        layers: Levels or blocks of the backbone that give f2, f3, f4, as for `FeaturePyramid`.
         presence: `scale`, `bias` and `center` of `Presence`, as `examples/fit_presence.py` fits
-            them. None: the cosines of this model say which query shows more, but not if.
+            them. None: `presence` of an answer orders queries, but is no probability.
         pretrained_backbone: Whether to download timm's weights of the backbone. It is not saved
             with the model: a reload never downloads a backbone.
 
@@ -284,7 +283,10 @@ class HDMNet(FewShotModel):
             out = self._merge(described, first.stack(*others), prior, query.shape[-2:])
             p = object_probability(out.final).unflatten(0, (len(query), -1))
             presence = self.presence(described.prior[1], p, [s.prior_features[1] for s in group])
-            yield Matches(out.final, presence.flatten(), out.correlations, prior)
+            names = "f3" if self.psp is None else "f5", "f4"
+            yield Matches(
+                out.final, presence.flatten(), out.correlations, prior, names, base=out.base
+            )
 
     def _describe(self, features: Features) -> QueryFeatures:
         """Compute everything about B queries that does not depend on the supports."""

@@ -43,15 +43,21 @@ class Matches(NamedTuple):
     """(N, h_s, w_s) per stage, coarsest first. A network without such maps leaves them out."""
     prior: Tensor | None = None
     """(N, P, h, w) cosines in [-1, 1], P priors."""
+    prior_names: tuple[str, ...] = ()
+    """The P features that the priors compare, such as ("f5", "f4")."""
+    base: Tensor | None = None
+    """(N, 1 + n, h, w) logits of n base classes, background first. None without base learner."""
 
     def split(self) -> list[Self]:
         """Return the N pairs, each with N = 1."""
         return [
             type(self)(
-                self.scores[i : i + 1],
-                None if self.presence is None else self.presence[i : i + 1],
-                tuple(level[i : i + 1] for level in self.correlations),
-                None if self.prior is None else self.prior[i : i + 1],
+                scores=self.scores[i : i + 1],
+                presence=None if self.presence is None else self.presence[i : i + 1],
+                correlations=tuple(level[i : i + 1] for level in self.correlations),
+                prior=None if self.prior is None else self.prior[i : i + 1],
+                prior_names=self.prior_names,
+                base=None if self.base is None else self.base[i : i + 1],
             )
             for i in range(len(self.scores))
         ]

@@ -2,20 +2,19 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
-from hdmnet._files import write_whole
-from hdmnet.images import ImageLike, load_image
-from hdmnet.preprocess import IGNORE, resize_scores
+from hdmnet._drawing import draw_labels, query_pixels, save_labels, save_png, tint, to_pil
+from hdmnet.explanation import Evidence, Explanation
+from hdmnet.images import ImageLike
+from hdmnet.output import object_probability
+from hdmnet.preprocess import resize_scores
 
 THRESHOLD = 0.5
 """A pixel shows an object if its probability is above this."""
@@ -38,9 +37,17 @@ class Segmentation:
 
     probability: Tensor
     """(H, W) float32 in [0, 1], at the query's own size."""
+    _presence: float | None = None
+    _evidence: Evidence | None = None
 
     @classmethod
-    def from_scores(cls, scores: Tensor, size: Sequence[int]) -> Self:
+    def from_scores(
+        cls,
+        scores: Tensor,
+        size: Sequence[int],
+        presence: float | None = None,
+        evidence: Evidence | None = None,
+    ) -> Self:
         """Turn the scores of one query into probabilities at its own size.
 
         p = f / (b + f), with the scores b of the background and f of the object, clamped at 0.
@@ -48,9 +55,25 @@ class Segmentation:
         Args:
             scores: (1, 2, h, w) scores, background first.
             size: Height and width of the query.
+            presence: What `presence` returns.
+            evidence: What `explain` shows.
         """
-        b, f = resize_scores(scores.float(), size)[0].clamp(min=0)
-        return cls((f / (b + f).clamp(min=1e-12)).cpu())
+        probability = object_probability(resize_scores(scores.float(), size))[0]
+        return cls(probability.cpu(), presence, evidence)
+
+    @property
+    def presence(self) -> float:
+        """The probability, in [0, 1], that the query shows any of the class.
+
+        The answer of a network without such an estimate has its highest probability of a pixel.
+        """
+        return self.probability.max().item() if self._presence is None else self._presence
+
+    def emptied_below(self, presence: float) -> Self:
+        """Return an answer without any object if `presence` is below this value."""
+        if self.presence >= presence:
+            return self
+        return replace(self, probability=torch.zeros_like(self.probability))
 
     @property
     def mask(self) -> Tensor:
@@ -85,6 +108,17 @@ class Segmentation:
             found.append(Instance(mask, box, self.probability[mask].mean().item()))
         return sorted(found, key=lambda part: -int(part.mask.sum()))
 
+    def explain(self) -> Explanation:
+        """Show what the answer rests on: the correlation maps and the priors, over the query.
+
+        Raises:
+            ValueError: If the answer is not from `predict`, or its network has no such maps.
+
+        Example:
+            >>> result.explain().picture().save("why.png")
+        """
+        return Explanation.of(self._evidence, self.probability > THRESHOLD)
+
     def overlay(
         self,
         image: ImageLike,
@@ -105,8 +139,8 @@ class Segmentation:
         Example:
             >>> result.overlay("query.jpg").save("overlay.png")
         """
-        pixels = _pixels(image, self.mask)
-        return _to_pil(_tint(pixels, self.mask, color, opacity))
+        pixels = query_pixels(image, self.mask)
+        return to_pil(tint(pixels, self.mask, color, opacity))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the mask as a PNG file: 255 = object, 0 = background.
@@ -118,7 +152,7 @@ class Segmentation:
         Example:
             >>> result.save("mask.png")
         """
-        _save_png(Image.fromarray(self.mask.byte().mul(255).numpy()), path)
+        save_png(Image.fromarray(self.mask.byte().mul(255).numpy()), path)
 
     def to_coco(self, *, image_id: int = 0, category_id: int = 1) -> list[dict[str, Any]]:
         """Return the mask in COCO's format of results. An empty mask gives an empty list.
@@ -169,11 +203,20 @@ class MulticlassSegmentation:
     """The N classes, in the order given."""
     probability: Tensor
     """(N, H, W) float32 in [0, 1], at the query's own size."""
+    _alone: tuple[Segmentation, ...] = ()
 
     @classmethod
     def from_answers(cls, answers: Mapping[str, Segmentation]) -> Self:
         """Join the answers of several classes to the same query."""
-        return cls(tuple(answers), torch.stack([x.probability for x in answers.values()]))
+        probability = torch.stack([x.probability for x in answers.values()])
+        # The answers share the memory of `probability`.
+        pairs = zip(answers.values(), probability, strict=True)
+        return cls(tuple(answers), probability, tuple(replace(x, probability=p) for x, p in pairs))
+
+    @property
+    def presence(self) -> Tensor:
+        """(N,) float32 in [0, 1]: `Segmentation.presence` of each class."""
+        return torch.tensor([self[name].presence for name in self.names])
 
     @property
     def labels(self) -> Tensor:
@@ -192,7 +235,8 @@ class MulticlassSegmentation:
         """
         if name not in self.names:
             raise KeyError(f"{name!r} was not asked for: expected one of {', '.join(self.names)}")
-        return Segmentation(self.probability[self.names.index(name)])
+        i = self.names.index(name)
+        return self._alone[i] if self._alone else Segmentation(self.probability[i])
 
     def overlay(self, image: ImageLike, *, opacity: float = 0.5) -> Image.Image:
         """Draw the labels on the query, a colour for each class, with a legend of those shown.
@@ -209,15 +253,7 @@ class MulticlassSegmentation:
         Example:
             >>> many.overlay("query.jpg").save("overlay.png")
         """
-        labels = self.labels
-        pixels = _pixels(image, labels)
-        palette = _voc_palette(len(self.names) + 1)
-        shown = [i for i in range(1, len(self.names) + 1) if (labels == i).any()]
-        for i in shown:
-            pixels = _tint(pixels, labels == i, palette[i], opacity)
-        picture = _to_pil(pixels)
-        _draw_legend(picture, [(self.names[i - 1], palette[i]) for i in shown])
-        return picture
+        return draw_labels(image, self.labels, self.names, opacity)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the labels as a palette PNG, with the colours of PASCAL VOC.
@@ -230,14 +266,7 @@ class MulticlassSegmentation:
         Example:
             >>> many.save("labels.png")
         """
-        if len(self.names) >= IGNORE:
-            raise ValueError(
-                f"a palette image holds at most {IGNORE - 1} classes, got {len(self.names)}: save "
-                "each class alone, with many[name].save(path)"
-            )
-        picture = Image.fromarray(self.labels.byte().numpy())
-        picture.putpalette([value for color in _voc_palette(256) for value in color])
-        _save_png(picture, path)
+        save_labels(self.labels, len(self.names), path)
 
     def to_coco(
         self, *, image_id: int = 0, category_ids: Mapping[str, int] | None = None
@@ -290,65 +319,6 @@ def _to_transformers(labels: Tensor, parts: Mapping[int, Segmentation]) -> dict[
         if part.mask.any()
     ]
     return {"segmentation": labels, "segments_info": info}
-
-
-def _pixels(image: ImageLike, mask: Tensor) -> Tensor:
-    pixels = load_image(image).cpu()
-    if pixels.shape[-2:] != mask.shape:
-        raise ValueError(
-            f"the image is {tuple(pixels.shape[-2:])} (H, W) but the mask is "
-            f"{tuple(mask.shape)}: pass the query itself"
-        )
-    return pixels
-
-
-def _tint(pixels: Tensor, mask: Tensor, color: Sequence[int], opacity: float) -> Tensor:
-    """Tint and outline the mask (H, W) in the image (3, H, W)."""
-    shown = mask[None].float()
-    width = 1 + max(mask.shape) // 400
-    eroded = -F.max_pool2d(-shown, 2 * width + 1, stride=1, padding=width)
-    weight = torch.where(shown > eroded, 1.0, opacity * shown)
-    return pixels + weight * (torch.tensor(color).view(3, 1, 1) / 255 - pixels)
-
-
-def _to_pil(pixels: Tensor) -> Image.Image:
-    return Image.fromarray((pixels * 255).round().byte().permute(1, 2, 0).numpy())
-
-
-def _draw_legend(picture: Image.Image, entries: Sequence[tuple[str, Sequence[int]]]) -> None:
-    """Write the name of each class beside its colour, in the upper left corner."""
-    if not entries:
-        return
-    height = max(10, min(picture.size) // 24)
-    font, draw = ImageFont.load_default(height), ImageDraw.Draw(picture)
-    row, gap = round(1.5 * height), height // 2
-    longest = max(draw.textlength(name, font) for name, _ in entries)
-    size = (round(longest) + height + 3 * gap, row * len(entries) + gap)
-    draw.rectangle((0, 0, *size), fill=(255, 255, 255))
-    for i, (name, color) in enumerate(entries):
-        top = i * row + gap
-        draw.rectangle((gap, top, gap + height, top + height), fill=tuple(color))
-        draw.text((height + 2 * gap, top + height / 2), name, (0, 0, 0), font, anchor="lm")
-
-
-def _voc_palette(count: int) -> list[tuple[int, int, int]]:
-    """Colours of PASCAL VOC: bits 0, 3, 6 … of the label give red from the highest bit down.
-
-    Bits 1, 4, 7 … give green, and bits 2, 5, 8 … blue.
-    """
-    labels = np.arange(count)
-    colors: NDArray[np.int64] = np.zeros((count, 3), dtype=np.int64)
-    for bit in range(8):
-        for channel in range(3):
-            colors[:, channel] |= (labels >> (3 * bit + channel) & 1) << (7 - bit)
-    return [(r, g, b) for r, g, b in colors.tolist()]
-
-
-def _save_png(picture: Image.Image, path: str | os.PathLike[str]) -> None:
-    path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"masks are saved as PNG: give a path that ends in .png, not {path}")
-    write_whole(path, lambda temporary: picture.save(temporary, format="PNG"))
 
 
 def _import(module: str, user: str) -> Any:
