@@ -252,8 +252,8 @@ class FewShotModel(nn.Module, HubMixin, ABC):
             batch_size: Number of pairs of a query and a class that are computed at once: several
                 queries for one class, or several classes for one query. More need more memory.
                 None: one query, with all its classes.
-            presence_threshold: Smallest `presence` of an answer whose mask is kept, in [0, 1]. Below
-                it, the probabilities are 0 everywhere. docs/predict.md says what it costs.
+            presence_threshold: Smallest `presence` of an answer that keeps its mask, in [0, 1].
+                Below it, the probabilities are 0 everywhere. docs/predict.md says what it costs.
             generalized: Whether to label the base classes of the model's base learner as well.
 
         Returns:

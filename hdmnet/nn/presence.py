@@ -1,7 +1,7 @@
-"""Does a query show any of the class? Compare the mean features of what was found and of supports."""
+"""Does a query show any of the class? The features of what was found against the supports'."""
 
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -37,11 +37,11 @@ class Presence(nn.Module):
         super().__init__()
         self.scale = scale
         self.bias = bias
-        # No buffer: it would change the fingerprint of the model, but it changes no encoded support.
+        # No buffer: that would change the model's fingerprint, but it changes no encoded support.
         self.center = tuple(center)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, object] | None, channels: int) -> Self:
+    def from_config(cls, config: Mapping[str, Any] | None, channels: int) -> Self:
         """Make the module of a constructor argument of the network.
 
         Args:
