@@ -1,0 +1,165 @@
+"""Fit `presence`, the estimate of whether a query shows any of the class, and report what it gives.
+
+    python examples/fit_presence.py pascal VOCdevkit/VOC2012 --list trainaug --fit 1-10 --test 11-20
+    python examples/fit_presence.py folders MY_DATA --out my_model
+
+Each episode has two queries: one that shows the class, and one that does not. The center is the
+mean of the features of images that show a class of `--fit`. A logistic regression on the cosines of
+these classes gives scale and bias. The report is of the classes of `--test`, with one support and
+with all.
+"""
+
+import argparse
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from hdmnet import HDMNet, Segmentation
+from hdmnet.data import EpisodeSampler, LabelledImages, MaskFolders, PascalVOC
+from hdmnet.preprocess import resize_image
+
+logger = logging.getLogger(__name__)
+
+IMAGES = 300  # whose mean is the center
+
+
+class Answered(NamedTuple):
+    """The answer to one query."""
+
+    shots: int
+    shown: bool
+    """Whether the query shows the class."""
+    answer: Segmentation
+    iou: float
+
+
+def mean_feature(model: HDMNet, source: LabelledImages, classes: list[int]) -> Tensor:
+    """Average f4, (C,), over images that show one of the classes."""
+    listed = [i for i, area in enumerate(source.areas()) if not area.keys().isdisjoint(classes)]
+    means, size = [], (model.image_size, model.image_size)
+    for index in tqdm(listed[:: -(-len(listed) // IMAGES)], "center"):
+        image = model.backbone.normalise(resize_image(source.image(index), size))
+        with torch.inference_mode():
+            means.append(model.backbone(image[None])[2].mean(dim=(0, 2, 3)))
+    return torch.stack(means).mean(dim=0)
+
+
+def answers(
+    model: HDMNet, source: LabelledImages, classes: list[int], args: argparse.Namespace
+) -> Iterator[Answered]:
+    """Answer two queries of each episode, with its first support and with all supports."""
+    areas, rng = source.areas(), np.random.default_rng(args.seed)
+    sampler = EpisodeSampler(
+        source, classes, shots=args.shots, length=args.episodes, seed=args.seed, order="balanced"
+    )
+    for query, supports, label in tqdm(sampler, "episodes"):
+        without = [i for i in range(len(source)) if label not in areas[i]]
+        images = [source.image(i) for i in supports]
+        masks = [(source.label(i) == label).astype(np.uint8) for i in supports]
+        encoded = [model.encode_supports(x, m) for x, m in zip(images, masks, strict=True)]
+        for shots in dict.fromkeys((1, args.shots)):
+            support_set = encoded[0].merge(*encoded[1:shots])
+            for shown, index in ((True, query), (False, int(rng.choice(without)))):
+                answer = model.predict(source.image(index), support_set)
+                truth = torch.from_numpy(source.label(index))
+                a, b = answer.mask[truth != 255], truth[truth != 255] == label
+                iou = (a & b).sum().item() / max((a | b).sum().item(), 1)
+                yield Answered(shots, shown, answer, iou)
+
+
+def logistic_regression(x: Tensor, y: Tensor) -> tuple[float, float]:
+    """Find the a and b that maximise the likelihood of y (n,) under σ(a x + b)."""
+    weight = torch.zeros(2, requires_grad=True)
+    optimiser = torch.optim.LBFGS([weight], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        value = F.binary_cross_entropy_with_logits(weight[0] * x + weight[1], y)
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    return weight[0].item(), weight[1].item()
+
+
+def report(results: list[Answered], shots: int) -> str:
+    """Describe the answers with K = `shots` in a table: a row for each threshold."""
+    shown = [r for r in results if r.shots == shots and r.shown]
+    absent = [r for r in results if r.shots == shots and not r.shown]
+    low, high = (torch.tensor([r.answer.presence for r in part]) for part in (absent, shown))
+    auroc = ((high[:, None] > low).float() + 0.5 * (high[:, None] == low)).mean()
+    lines = [
+        f"{shots} shots, {len(shown)} queries with the class and {len(absent)} without: "
+        f"AUROC {auroc:.3f}",
+        "| presence_threshold | mean IoU, shown | kept, shown | kept, absent | area, absent |",
+        "|---|---|---|---|---|",
+    ]
+    for threshold in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6):
+        iou = np.mean([r.iou * (r.answer.presence >= threshold) for r in shown])
+        area = np.mean(
+            [r.answer.emptied_below(threshold).mask.float().mean().item() for r in absent]
+        )
+        kept = [float((p >= threshold).float().mean()) for p in (high, low)]
+        lines.append(f"| {threshold} | {iou:.3f} | {kept[0]:.2f} | {kept[1]:.2f} | {area:.3f} |")
+    return "\n".join(lines)
+
+
+def labels_of(text: str | None, source: LabelledImages) -> list[int]:
+    """Turn "1-10" into labels; None means all."""
+    first, last = text.split("-") if text else ("1", str(len(source.classes)))
+    return list(range(int(first), int(last) + 1))
+
+
+def main() -> None:
+    """Parse the command line, fit, report, and save the model."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", choices=("pascal", "folders"))
+    parser.add_argument("root", type=Path, help="folder of the data")
+    parser.add_argument("--list", default="val", help="list of images, for pascal")
+    parser.add_argument("--model", default="hdmnet-lite0", help="name, folder or Hub repository")
+    parser.add_argument("--fit", help="labels to fit on, such as 1-10; default: all")
+    parser.add_argument("--test", help="labels to report on; default: those of --fit")
+    parser.add_argument("--shots", type=int, default=5)
+    parser.add_argument("--episodes", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="folder to save the model to")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    pascal = args.data == "pascal"
+    source = PascalVOC(args.root, args.list) if pascal else MaskFolders(args.root)
+
+    model = HDMNet.from_pretrained(args.model)
+    classes = labels_of(args.fit, source)
+    center = [round(x, 3) for x in mean_feature(model.fused(), source, classes).tolist()]
+    fitted = with_presence(model, {"scale": 1.0, "bias": 0.0, "center": center})
+    results = list(answers(fitted.fused(), source, classes, args))
+    x = torch.tensor([r.answer.presence for r in results]).logit()
+    scale, bias = logistic_regression(x, torch.tensor([float(r.shown) for r in results]))
+    presence = {"scale": round(scale, 3), "bias": round(bias, 3), "center": center}
+    fitted = with_presence(model, presence)
+    results = list(answers(fitted.fused(), source, labels_of(args.test or args.fit, source), args))
+    logger.info("scale %.2f, bias %.2f", scale, bias)
+    for shots in dict.fromkeys((1, args.shots)):
+        logger.info("%s", report(results, shots))
+    if args.out:
+        fitted.save_pretrained(args.out)
+        logger.info("%s has %s", args.out, json.dumps({"scale": scale, "bias": bias}))
+
+
+def with_presence(model: HDMNet, presence: dict[str, object]) -> HDMNet:
+    """Make a copy of the model with another presence."""
+    changed = HDMNet(**(model.config | {"presence": presence})).eval()
+    changed.load_state_dict(model.state_dict())
+    return changed
+
+
+if __name__ == "__main__":
+    main()
