@@ -1,7 +1,7 @@
 """hdmnet: few-shot semantic segmentation with trainable, composable parts."""
 
 from hdmnet import convert
-from hdmnet.annotations import box_mask
+from hdmnet.annotations import Box, Points, Scribble, annotation_from_dict, box_mask
 from hdmnet.base import FewShotModel
 from hdmnet.hub import PretrainedInfo, list_pretrained
 from hdmnet.images import load_image, load_mask
@@ -36,6 +36,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BaseLearner",
     "BaseMetaEnsemble",
+    "Box",
     "CascadeMatching",
     "CorrelationDistillation",
     "EpisodeLoss",
@@ -51,13 +52,16 @@ __all__ = [
     "MixFFN",
     "MulticlassSegmentation",
     "PatchEmbed",
+    "Points",
     "PretrainedInfo",
     "PyramidPooling",
+    "Scribble",
     "Segmentation",
     "SelfAttentionStage",
     "ShotWeighting",
     "SpatialReductionAttention",
     "SupportSet",
+    "annotation_from_dict",
     "box_mask",
     "convert",
     "cosine_prior",

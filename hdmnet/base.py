@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hdmnet import fusion
+from hdmnet.annotations import Annotation, Box, Points, Scribble
 from hdmnet.classes import (
     Groups,
+    Masks,
     Supports,
     SupportsByClass,
     as_list,
@@ -34,6 +36,7 @@ from hdmnet.images import ImageLike, load_image, load_mask
 from hdmnet.nn import _checks
 from hdmnet.nn.backbone import FeaturePyramid
 from hdmnet.preprocess import resize_image, resize_label
+from hdmnet.pseudo import make_mask
 from hdmnet.segmentation import MulticlassSegmentation, Segmentation
 from hdmnet.supports import SupportSet
 
@@ -96,14 +99,15 @@ class FewShotModel(nn.Module, HubMixin, ABC):
 
     # Prediction
 
-    def encode_supports(self, supports: Supports, masks: Supports) -> SupportSet:
+    def encode_supports(self, supports: Supports, masks: Masks) -> SupportSet:
         """Encode one class once, for any number of `predict` calls.
 
         Args:
             supports: One image or a sequence of K images: file paths, PIL images, (H, W, 3) uint8
                 arrays, or (3, H, W) tensors, uint8 or in [0, 1].
             masks: The mask of each support, of its size: bool, {0, 1}, {0, 255}, or {0, 1, 255}
-                where 255 is ignored. A support with an empty mask changes the answer: a warning
+                where 255 is ignored. A `Box`, `Points` or `Scribble` may take the place of any
+                mask: see `pseudo_mask`. A support with an empty mask changes the answer: a warning
                 names it.
 
         Returns:
@@ -128,7 +132,10 @@ class FewShotModel(nn.Module, HubMixin, ABC):
             with _naming(f"support {i}: " if len(images) > 1 else ""):
                 tensors.append(load_image(image))
                 size = (tensors[i].shape[-2], tensors[i].shape[-1])
-                labels.append(load_mask(given, size))
+                if isinstance(given, Annotation):
+                    labels.append(self._pseudo_mask(tensors[i], given))
+                else:
+                    labels.append(load_mask(given, size))
             if not (labels[i] == 1).any():
                 warnings.warn(
                     f"the mask of support {i} is empty: it shows nothing of the class, but it "
@@ -142,12 +149,49 @@ class FewShotModel(nn.Module, HubMixin, ABC):
             encoded = self.encode(batch[None], mask[None])
         return replace(encoded, fingerprint=self.fingerprint())
 
+    def pseudo_mask(self, image: ImageLike, annotation: Annotation) -> Tensor:
+        """Make the mask that `encode_supports` uses in place of a cheap annotation.
+
+        The model segments the image, with the image itself and a guess of the object as support.
+        This is repeated with the answer as guess (`hdmnet.pseudo`). It takes as long as two calls
+        of `predict`.
+
+        Args:
+            image: The support, as for `encode_supports`.
+            annotation: A `Box`, `Points` or `Scribble` on it.
+
+        Returns:
+            (H, W) uint8: 1 = object, 0 = background, on the device of the image.
+
+        Raises:
+            TypeError: If something is not an image or an annotation.
+            ValueError: If the image cannot be read, or the annotation is outside of it.
+
+        Example:
+            >>> mask = model.pseudo_mask("a.jpg", Box(40, 30, 220, 180))
+        """
+        kinds = (Box, Points, Scribble)
+        _checks.check_type("annotation", annotation, kinds, "a Box, Points or Scribble")
+        return self._pseudo_mask(load_image(image), annotation)
+
+    def _pseudo_mask(self, image: Tensor, annotation: Annotation) -> Tensor:
+        seeds = annotation.seeds((image.shape[-2], image.shape[-1])).to(image.device)
+        prepared = self._prepare(image)[None]
+
+        def segment(guess: Tensor) -> Tensor:
+            mask = guess[None, None].to(prepared.device)
+            scores = self.scores(prepared, self.encode(prepared[None], mask))
+            return Segmentation.from_scores(scores, guess.shape).probability.to(guess.device)
+
+        with _evaluating(self):
+            return make_mask(segment, seeds, self.image_size)
+
     @overload
     def predict(  # type: ignore[overload-overlap]  # a str is also a sequence of str
         self,
         query: ImageLike,
         supports: Supports | SupportSet,
-        masks: Supports | None = None,
+        masks: Masks | None = None,
         *,
         batch_size: int | None = None,
     ) -> Segmentation: ...
@@ -157,7 +201,7 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         self,
         query: Sequence[ImageLike],
         supports: Supports | SupportSet,
-        masks: Supports | None = None,
+        masks: Masks | None = None,
         *,
         batch_size: int | None = None,
     ) -> list[Segmentation]: ...
@@ -167,7 +211,7 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         self,
         query: ImageLike,
         supports: Supports | SupportsByClass,
-        masks: Supports | Mapping[str, Supports] | None = None,
+        masks: Masks | Mapping[str, Masks] | None = None,
         *,
         class_ids: Mapping[str, int] | None = None,
         batch_size: int | None = None,
@@ -178,7 +222,7 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         self,
         query: Sequence[ImageLike],
         supports: Supports | SupportsByClass,
-        masks: Supports | Mapping[str, Supports] | None = None,
+        masks: Masks | Mapping[str, Masks] | None = None,
         *,
         class_ids: Mapping[str, int] | None = None,
         batch_size: int | None = None,
@@ -188,7 +232,7 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         self,
         query: ImageLike | Sequence[ImageLike],
         supports: Supports | SupportSet | SupportsByClass,
-        masks: Supports | Mapping[str, Supports] | None = None,
+        masks: Masks | Mapping[str, Masks] | None = None,
         *,
         class_ids: Mapping[str, int] | None = None,
         batch_size: int | None = None,
@@ -237,7 +281,7 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         self,
         queries: Iterable[ImageLike],
         supports: Supports | SupportSet | SupportsByClass,
-        masks: Supports | Mapping[str, Supports] | None = None,
+        masks: Masks | Mapping[str, Masks] | None = None,
         *,
         class_ids: Mapping[str, int] | None = None,
         batch_size: int | None = None,
