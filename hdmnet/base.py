@@ -36,7 +36,7 @@ from hdmnet.images import ImageLike, load_image, load_mask
 from hdmnet.nn import _checks
 from hdmnet.nn.backbone import FeaturePyramid
 from hdmnet.preprocess import resize_image, resize_label
-from hdmnet.pseudo import make_mask
+from hdmnet.pseudo import Guess
 from hdmnet.segmentation import MulticlassSegmentation, Segmentation
 from hdmnet.supports import SupportSet
 
@@ -177,14 +177,15 @@ class FewShotModel(nn.Module, HubMixin, ABC):
     def _pseudo_mask(self, image: Tensor, annotation: Annotation) -> Tensor:
         seeds = annotation.seeds((image.shape[-2], image.shape[-1])).to(image.device)
         prepared = self._prepare(image)[None]
-
-        def segment(guess: Tensor) -> Tensor:
-            mask = guess[None, None].to(prepared.device)
-            scores = self.scores(prepared, self.encode(prepared[None], mask))
-            return Segmentation.from_scores(scores, guess.shape).probability.to(guess.device)
-
+        guess = Guess(seeds, self.image_size)
+        masks = (mask[None, None].to(prepared.device) for mask in guess.rounds())
         with _evaluating(self):
-            return make_mask(segment, seeds, self.image_size)
+            # `masks` is lazy: each round needs the answer of the one before. The query stays.
+            groups = ([self.encode(prepared[None], mask)] for mask in masks)
+            for scores in self.scores_of_sets(prepared, groups):
+                answer = Segmentation.from_scores(scores, prepared.shape[-2:])
+                guess.update(answer.probability.to(seeds.device))
+        return guess.mask()
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a str is also a sequence of str
