@@ -1,6 +1,6 @@
 """Measure what boxes, scribbles and points cost in mIoU, compared with masks.
 
-    python examples/annotations.py VOCdevkit/VOC2012 MASKS --classes 11 12 13 --shots 1
+    python examples/annotations.py VOCdevkit/VOC2012 MASKS --classes 11 12 13
 
 It draws the annotations from the masks of the supports, as somebody might draw them by hand:
 
@@ -161,23 +161,25 @@ def main() -> None:
     parser.add_argument("--list", default="val", help="name or file of a list of images")
     parser.add_argument("--model", default="hdmnet-lite0", help="name, folder or Hub repository")
     parser.add_argument("--classes", type=int, nargs="+", help="labels of the classes to score")
-    parser.add_argument("--shots", type=int, default=1)
-    parser.add_argument("--episodes", type=int, default=300)
+    parser.add_argument("--shots", type=int, nargs="+", default=[1, 5])
+    parser.add_argument("--episodes", type=int, nargs="+", default=[1000, 500], help="per shots")
     parser.add_argument("--min-area", type=int, default=2048, help="pixels that an object needs")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     source = PascalVOC(args.root, args.list)
-    episodes = EpisodeSampler(
-        source,
-        args.classes,
-        shots=args.shots,
-        length=args.episodes,
-        seed=args.seed,
-        min_area=args.min_area,
-        order="balanced",
-    )
     model = HDMNet.from_pretrained(args.model).fused()
-    print(score(Supports(model, source, args.seed, args.masks), episodes))
+    supports = Supports(model, source, args.seed, args.masks)
+    for shots, count in zip(args.shots, args.episodes, strict=True):
+        episodes = EpisodeSampler(
+            source,
+            args.classes,
+            shots=shots,
+            length=count,
+            seed=args.seed,
+            min_area=args.min_area,
+            order="balanced",
+        )
+        print(score(supports, episodes), flush=True)
 
 
 if __name__ == "__main__":

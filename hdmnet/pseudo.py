@@ -1,7 +1,7 @@
 """Masks made of cheap annotations: the model segments the annotated image with itself.
 
     p_t = model(query = image, support = image, mask = g_{t-1})
-    g_t = p_t > 1/2, corrected where the annotation says more
+    g_t = p_t > 0.3, corrected where the annotation says more
 
 The first guess g_0 is the inside of the box, or squares around the positive pixels. Nothing is
 trained for this. The page docs/predict.md compares it with other methods.
@@ -17,6 +17,7 @@ from hdmnet.annotations import UNKNOWN
 from hdmnet.preprocess import resize_label, resize_scores
 
 ROUNDS = 2
+THRESHOLD = 0.3  # a mask that covers a little too much costs less than one that misses a part
 REACH = 0.1  # of a positive pixel in the first guess, in heights and widths of the image
 SURE = 0.02  # of a positive or negative pixel in every guess
 LEAST = 0.0025  # of the image: a smaller guess has lost the object
@@ -45,12 +46,12 @@ class Guess:
     def rounds(self) -> Iterator[Tensor]:
         """Yield the guess (S, S) in {0, 1} of each round. Call `update` before the next."""
         for _ in range(ROUNDS):
-            yield (self._probability > 0.5).float()
+            yield (self._probability > THRESHOLD).float()
 
     def update(self, probability: Tensor) -> None:
         """Take the probability (S, S) of the object that the model gives for the last guess."""
         probability = (probability * self._possible).maximum(self._sure)
-        if (probability > 0.5).float().mean() < LEAST:
+        if (probability > THRESHOLD).float().mean() < LEAST:
             probability = probability.maximum(self._first)
         self._probability = probability
 
@@ -58,7 +59,7 @@ class Guess:
         """Return the mask (H, W) uint8: 1 = object, 0 = background. It is not empty."""
         height, width = self._seeds.shape
         probability = resize_scores(self._probability[None, None], (height, width))[0, 0]
-        mask = (probability > 0.5).byte().where(self._seeds == UNKNOWN, self._seeds)
+        mask = (probability > THRESHOLD).byte().where(self._seeds == UNKNOWN, self._seeds)
         return mask if mask.any() else (self._seeds == UNKNOWN).byte()  # a tiny box: fill it
 
 
