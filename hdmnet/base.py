@@ -144,7 +144,7 @@ class FewShotModel(nn.Module, HubMixin, ABC):
                 )
         size = (self.image_size, self.image_size)
         batch = torch.stack([self._prepare(image) for image in tensors])
-        mask = torch.stack([resize_label(label, size) for label in labels]).to(batch.device)
+        mask = torch.stack([resize_label(label, size).to(batch.device) for label in labels])
         with _evaluating(self):
             encoded = self.encode(batch[None], mask[None])
         return replace(encoded, fingerprint=self.fingerprint())
@@ -153,15 +153,15 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         """Make the mask that `encode_supports` uses in place of a cheap annotation.
 
         The model segments the image, with the image itself and a guess of the object as support.
-        This is repeated with the answer as guess (`hdmnet.pseudo`). It takes as long as two calls
-        of `predict`.
+        This is repeated with the answer as guess (`hdmnet.pseudo`). It takes about as long as
+        encoding two supports and segmenting one query.
 
         Args:
             image: The support, as for `encode_supports`.
             annotation: A `Box`, `Points` or `Scribble` on it.
 
         Returns:
-            (H, W) uint8: 1 = object, 0 = background, on the device of the image.
+            (H, W) uint8: 1 = object, 0 = background, on the CPU.
 
         Raises:
             TypeError: If something is not an image or an annotation.
@@ -175,7 +175,7 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         return self._pseudo_mask(load_image(image), annotation)
 
     def _pseudo_mask(self, image: Tensor, annotation: Annotation) -> Tensor:
-        seeds = annotation.seeds((image.shape[-2], image.shape[-1])).to(image.device)
+        seeds = annotation.seeds((image.shape[-2], image.shape[-1]))
         prepared = self._prepare(image)[None]
         guess = Guess(seeds, self.image_size)
         masks = (mask[None, None].to(prepared.device) for mask in guess.rounds())
@@ -184,7 +184,7 @@ class FewShotModel(nn.Module, HubMixin, ABC):
             groups = ([self.encode(prepared[None], mask)] for mask in masks)
             for scores in self.scores_of_sets(prepared, groups):
                 answer = Segmentation.from_scores(scores, prepared.shape[-2:])
-                guess.update(answer.probability.to(seeds.device))
+                guess.update(answer.probability)
         return guess.mask()
 
     @overload

@@ -21,6 +21,8 @@ from hdmnet import (
     box_mask,
     load_mask,
 )
+from hdmnet.preprocess import resize_label
+from hdmnet.pseudo import Guess
 
 SIZE = (100, 80)  # height, width
 ANNOTATIONS = (
@@ -147,3 +149,62 @@ def test_refusals(model: HDMNet) -> None:
         model.pseudo_mask(scene(), (20, 30, 60, 80))
     with pytest.raises(TypeError, match="mask is a Points"):
         model.predict(scene(), [scene()], [ANNOTATIONS[1]], class_ids={"a": 1})
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+PHOTO, TRUTH = EXAMPLES / "data" / "fish" / "support_1.jpg", EXAMPLES / "data/fish/support_1.png"
+ON_FISH = {
+    "box": (Box(28, 30, 294, 119), 0.6),  # filled, it has 0.52
+    "scribble": (Scribble([[(75, 70), (130, 65), (200, 58), (265, 72)]]), 0.7),
+    "points": (Points([(100, 68), (170, 60), (240, 60)]), 0.7),
+}
+
+
+def test_finds_the_object() -> None:
+    model, truth = HDMNet.from_pretrained("hdmnet-lite0"), load_mask(TRUTH) == 1
+    for kind, (annotation, least) in ON_FISH.items():
+        mask = model.pseudo_mask(PHOTO, annotation) == 1
+        assert (mask & truth).sum() / (mask | truth).sum() > least, kind
+
+
+def test_any_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from own_network import PrototypeNet
+
+    network = PrototypeNet().eval()
+    mask = network.pseudo_mask(scene(), ANNOTATIONS[1])
+    assert mask.unique().tolist() == [0, 1]
+
+
+class TestGuess:
+    def test_stays_in_the_box(self) -> None:
+        guess = Guess(Box(20, 30, 60, 80).seeds(SIZE), 50)
+        for mask in guess.rounds():
+            assert torch.equal(mask, resize_label(box_mask((20, 30, 60, 80), SIZE), (50, 50)))
+            guess.update(torch.ones(50, 50))
+        # Resizing takes at most a pixel of the border.
+        assert (guess.mask() <= box_mask((20, 30, 60, 80), SIZE)).all()
+        assert (guess.mask() >= box_mask((21, 31, 59, 79), SIZE)).all()
+
+    def test_starts_around_the_points_and_grows(self) -> None:
+        guess = Guess(Points([(40, 50)], [(60, 50)]).seeds(SIZE), 50)
+        first, second = (guess.update(torch.ones(50, 50)) or m for m in guess.rounds())
+        assert 50 < first.sum() < second.sum() < 2500
+        assert guess.mask()[50, 60] == 0
+        assert guess.mask()[50, 10] == 1
+
+    def test_keeps_the_points_when_the_model_finds_nothing(self) -> None:
+        guess = Guess(Points([(40, 50)]).seeds(SIZE), 50)
+        masks = []
+        for mask in guess.rounds():
+            masks.append(mask)
+            guess.update(torch.zeros(50, 50))
+        assert_same(masks[1], masks[0], 0)
+        assert guess.mask()[50, 40] == 1
+
+    @pytest.mark.parametrize("box", [(3.2, 3.2, 3.4, 3.4), (0, 0, 80, 100), (-5, -5, 1, 1)])
+    def test_is_never_empty(self, box: tuple) -> None:
+        guess = Guess(Box(*box).seeds(SIZE), 20)
+        for _ in guess.rounds():
+            guess.update(torch.zeros(20, 20))
+        assert torch.equal(guess.mask(), box_mask(box, SIZE))
