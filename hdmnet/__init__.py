@@ -1,7 +1,7 @@
 """hdmnet: few-shot semantic segmentation with trainable, composable parts."""
 
 from hdmnet import convert
-from hdmnet.annotations import box_mask
+from hdmnet.annotations import Box, Points, Scribble, annotation_from_dict, box_mask
 from hdmnet.base import FewShotModel
 from hdmnet.explanation import Explanation
 from hdmnet.generalized import GeneralizedSegmentation
@@ -38,6 +38,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BaseLearner",
     "BaseMetaEnsemble",
+    "Box",
     "CascadeMatching",
     "CorrelationDistillation",
     "EpisodeLoss",
@@ -55,13 +56,16 @@ __all__ = [
     "MixFFN",
     "MulticlassSegmentation",
     "PatchEmbed",
+    "Points",
     "PretrainedInfo",
     "PyramidPooling",
+    "Scribble",
     "Segmentation",
     "SelfAttentionStage",
     "ShotWeighting",
     "SpatialReductionAttention",
     "SupportSet",
+    "annotation_from_dict",
     "box_mask",
     "convert",
     "cosine_prior",

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hdmnet import fusion
+from hdmnet.annotations import Annotation, Box, Points, Scribble
 from hdmnet.classes import (
     Groups,
+    Masks,
     Supports,
     SupportsByClass,
     as_list,
@@ -37,6 +39,7 @@ from hdmnet.nn import _checks
 from hdmnet.nn.backbone import FeaturePyramid
 from hdmnet.output import Matches
 from hdmnet.preprocess import resize_image, resize_label
+from hdmnet.pseudo import Guess
 from hdmnet.segmentation import MulticlassSegmentation, Segmentation
 from hdmnet.supports import SupportSet
 
@@ -99,14 +102,15 @@ class FewShotModel(nn.Module, HubMixin, ABC):
 
     # Prediction
 
-    def encode_supports(self, supports: Supports, masks: Supports) -> SupportSet:
+    def encode_supports(self, supports: Supports, masks: Masks) -> SupportSet:
         """Encode one class once, for any number of `predict` calls.
 
         Args:
             supports: One image or a sequence of K images: file paths, PIL images, (H, W, 3) uint8
                 arrays, or (3, H, W) tensors, uint8 or in [0, 1].
             masks: The mask of each support, of its size: bool, {0, 1}, {0, 255}, or {0, 1, 255}
-                where 255 is ignored. A support with an empty mask changes the answer: a warning
+                where 255 is ignored. A `Box`, `Points` or `Scribble` may take the place of any
+                mask: see `pseudo_mask`. A support with an empty mask changes the answer: a warning
                 names it.
 
         Returns:
@@ -131,7 +135,10 @@ class FewShotModel(nn.Module, HubMixin, ABC):
             with _naming(f"support {i}: " if len(images) > 1 else ""):
                 tensors.append(load_image(image))
                 size = (tensors[i].shape[-2], tensors[i].shape[-1])
-                labels.append(load_mask(given, size))
+                if isinstance(given, Annotation):
+                    labels.append(self._pseudo_mask(tensors[i], given))
+                else:
+                    labels.append(load_mask(given, size))
             if not (labels[i] == 1).any():
                 warnings.warn(
                     f"the mask of support {i} is empty: it shows nothing of the class, but it "
@@ -140,17 +147,55 @@ class FewShotModel(nn.Module, HubMixin, ABC):
                 )
         size = (self.image_size, self.image_size)
         batch = torch.stack([self._prepare(image) for image in tensors])
-        mask = torch.stack([resize_label(label, size) for label in labels]).to(batch.device)
+        mask = torch.stack([resize_label(label, size).to(batch.device) for label in labels])
         with _evaluating(self):
             encoded = self.encode(batch[None], mask[None])
         return replace(encoded, fingerprint=self.fingerprint())
+
+    def pseudo_mask(self, image: ImageLike, annotation: Annotation) -> Tensor:
+        """Make the mask that `encode_supports` uses in place of a cheap annotation.
+
+        The model segments the image, with the image itself and a guess of the object as support.
+        This is repeated with the answer as guess (`hdmnet.pseudo`). It takes about as long as
+        encoding two supports and segmenting one query.
+
+        Args:
+            image: The support, as for `encode_supports`.
+            annotation: A `Box`, `Points` or `Scribble` on it.
+
+        Returns:
+            (H, W) uint8: 1 = object, 0 = background, on the CPU.
+
+        Raises:
+            TypeError: If something is not an image or an annotation.
+            ValueError: If the image cannot be read, or the annotation is outside of it.
+
+        Example:
+            >>> mask = model.pseudo_mask("a.jpg", Box(40, 30, 220, 180))
+        """
+        kinds = (Box, Points, Scribble)
+        _checks.check_type("annotation", annotation, kinds, "a Box, Points or Scribble")
+        return self._pseudo_mask(load_image(image), annotation)
+
+    def _pseudo_mask(self, image: Tensor, annotation: Annotation) -> Tensor:
+        seeds = annotation.seeds((image.shape[-2], image.shape[-1]))
+        prepared = self._prepare(image)[None]
+        guess = Guess(seeds, self.image_size)
+        masks = (mask[None, None].to(prepared.device) for mask in guess.rounds())
+        with _evaluating(self):
+            # `masks` is lazy: each round needs the answer of the one before. The query stays.
+            groups = ([self.encode(prepared[None], mask)] for mask in masks)
+            for matches in self.match_sets(prepared, groups):
+                answer = Segmentation.from_scores(matches.scores, prepared.shape[-2:])
+                guess.update(answer.probability)
+        return guess.mask()
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a str is also a sequence of str
         self,
         query: ImageLike,
         supports: Supports | SupportSet,
-        masks: Supports | None = None,
+        masks: Masks | None = None,
         *,
         batch_size: int | None = None,
         presence_threshold: float = 0.0,
@@ -162,7 +207,7 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         self,
         query: Sequence[ImageLike],
         supports: Supports | SupportSet,
-        masks: Supports | None = None,
+        masks: Masks | None = None,
         *,
         batch_size: int | None = None,
         presence_threshold: float = 0.0,
@@ -174,7 +219,7 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         self,
         query: ImageLike,
         supports: Supports | SupportsByClass,
-        masks: Supports | Mapping[str, Supports] | None = None,
+        masks: Masks | Mapping[str, Masks] | None = None,
         *,
         class_ids: Mapping[str, int] | None = None,
         batch_size: int | None = None,
@@ -187,7 +232,7 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         self,
         query: Sequence[ImageLike],
         supports: Supports | SupportsByClass,
-        masks: Supports | Mapping[str, Supports] | None = None,
+        masks: Masks | Mapping[str, Masks] | None = None,
         *,
         class_ids: Mapping[str, int] | None = None,
         batch_size: int | None = None,
@@ -200,7 +245,7 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         self,
         query: ImageLike,
         supports: Supports | SupportSet | SupportsByClass,
-        masks: Supports | Mapping[str, Supports] | None = None,
+        masks: Masks | Mapping[str, Masks] | None = None,
         *,
         class_ids: Mapping[str, int] | None = None,
         batch_size: int | None = None,
@@ -213,7 +258,7 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         self,
         query: Sequence[ImageLike],
         supports: Supports | SupportSet | SupportsByClass,
-        masks: Supports | Mapping[str, Supports] | None = None,
+        masks: Masks | Mapping[str, Masks] | None = None,
         *,
         class_ids: Mapping[str, int] | None = None,
         batch_size: int | None = None,
@@ -225,7 +270,7 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         self,
         query: ImageLike | Sequence[ImageLike],
         supports: Supports | SupportSet | SupportsByClass,
-        masks: Supports | Mapping[str, Supports] | None = None,
+        masks: Masks | Mapping[str, Masks] | None = None,
         *,
         class_ids: Mapping[str, int] | None = None,
         batch_size: int | None = None,
@@ -284,7 +329,7 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         self,
         queries: Iterable[ImageLike],
         supports: Supports | SupportSet | SupportsByClass,
-        masks: Supports | Mapping[str, Supports] | None = None,
+        masks: Masks | Mapping[str, Masks] | None = None,
         *,
         class_ids: Mapping[str, int] | None = None,
         batch_size: int | None = None,

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast, overload
 
+from hdmnet.annotations import Annotation
 from hdmnet.images import ImageLike, load_mask
 from hdmnet.supports import SupportSet
 
 Supports: TypeAlias = ImageLike | Sequence[ImageLike]
 """One image or several."""
+Masks: TypeAlias = ImageLike | Annotation | Sequence[ImageLike | Annotation]
+"""One mask or several. An annotation may take the place of any."""
 SupportsByClass: TypeAlias = Mapping[str, Supports | SupportSet]
 Groups: TypeAlias = Iterable[Sequence[SupportSet]]
 """Sets of one episode. Those of a group have the same number of shots."""
@@ -18,7 +21,7 @@ T = TypeVar("T")
 def encode_classes(
     encode: Callable[[Any, Any], SupportSet],
     supports: Supports | SupportSet | SupportsByClass,
-    masks: Supports | Mapping[str, Supports] | None,
+    masks: Masks | Mapping[str, Masks] | None,
     class_ids: Mapping[str, int] | None,
 ) -> SupportSet | dict[str, SupportSet]:
     """Encode the supports of one class or of several, as `FewShotModel.predict` takes them.
@@ -67,7 +70,7 @@ def encode_classes(
 def _encode_label_maps(
     encode: Callable[[Any, Any], SupportSet],
     supports: Supports | SupportSet | SupportsByClass,
-    masks: Supports | Mapping[str, Supports] | None,
+    masks: Masks | Mapping[str, Masks] | None,
     class_ids: Mapping[str, int],
 ) -> dict[str, SupportSet]:
     if not class_ids:
@@ -122,6 +125,14 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def as_list(value: Supports) -> list[ImageLike]:
+@overload
+def as_list(value: Supports) -> list[ImageLike]: ...
+
+
+@overload
+def as_list(value: Masks) -> list[ImageLike | Annotation]: ...
+
+
+def as_list(value: Any) -> list[Any]:
     """Turn one image or a sequence of images into a list."""
-    return list(value) if isinstance(value, list | tuple) else [cast(ImageLike, value)]
+    return list(value) if isinstance(value, list | tuple) else [value]

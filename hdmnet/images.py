@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from hdmnet.annotations import Box, Points, Scribble
 from hdmnet.nn._checks import check_type
 
 ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor
@@ -186,7 +187,7 @@ def _read(
     else:
         raise TypeError(
             f"{name} is a {type(source).__name__}: expected one path, PIL image, "
-            "(H, W, C) array or (C, H, W) tensor"
+            f"(H, W, C) array or (C, H, W) tensor{_hint(source)}"
         )
 
     shape = tuple(tensor.shape)
@@ -204,6 +205,11 @@ def _read(
         hint = f"; it seems that its {mistake}" if tensor.shape[-1 - axis] in channels else ""
         raise ValueError(f"{name} has shape {shape}: expected {layout}, C = {counts}{hint}")
     return tensor.movedim(axis, 0)
+
+
+def _hint(source: object) -> str:
+    is_annotation = isinstance(source, Box | Points | Scribble)
+    return "; model.pseudo_mask(image, annotation) makes a mask of it" if is_annotation else ""
 
 
 def _upright(source: Image.Image | IO[bytes], name: str) -> Image.Image:

@@ -1,0 +1,72 @@
+"""Masks made of cheap annotations: the model segments the annotated image with itself.
+
+    p_t = model(query = image, support = image, mask = g_{t-1})
+    g_t = p_t > θ, corrected where the annotation says more
+
+The first guess g_0 is the inside of the box, with θ = 0.5, or squares around the positive pixels,
+with θ = 0.3. Nothing is trained for this. The page docs/predict.md compares it with other methods.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hdmnet.annotations import UNKNOWN
+from hdmnet.preprocess import resize_label, resize_scores
+
+ROUNDS = 2
+SHRINKING, GROWING = 0.5, 0.3  # thresholds of a guess that starts as a box, and around points
+REACH = 0.1  # of a positive pixel in the first guess, in heights and widths of the image
+SURE = 0.02  # of a positive or negative pixel in every guess
+LEAST = 0.002  # of the image: an answer that is smaller has lost the object
+
+
+class Guess:
+    """A guess of the object that gets better from round to round.
+
+    Args:
+        seeds: (H, W) uint8, as `Box.seeds` and its like draw them: 1 = object, 0 = background,
+            255 = unknown.
+        size: Height and width S of the images that the model sees.
+    """
+
+    def __init__(self, seeds: Tensor, size: int) -> None:
+        self._seeds = seeds
+        if (seeds == 1).any():
+            self._threshold = GROWING
+            self._sure = _around(seeds == 1, size, SURE)
+            self._possible = (1 - _around(seeds == 0, size, SURE)).maximum(self._sure)
+            self._first = _around(seeds == 1, size, REACH) * self._possible
+        else:
+            self._threshold = SHRINKING
+            self._first = self._possible = resize_label((seeds == UNKNOWN).byte(), (size, size))
+            self._sure = torch.zeros_like(self._first)
+        self._probability = self._first
+
+    def rounds(self) -> Iterator[Tensor]:
+        """Yield the guess (S, S) in {0, 1} of each round. Call `update` before the next."""
+        for _ in range(ROUNDS):
+            yield (self._probability > self._threshold).float()
+
+    def update(self, probability: Tensor) -> None:
+        """Take the probability (S, S) of the object that the model gives for the last guess."""
+        probability = probability * self._possible
+        if (probability > self._threshold).float().mean() < LEAST:
+            probability = probability.maximum(self._first)
+        self._probability = probability.maximum(self._sure)
+
+    def mask(self) -> Tensor:
+        """Return the mask (H, W) uint8: 1 = object, 0 = background. It is not empty."""
+        height, width = self._seeds.shape
+        probability = resize_scores(self._probability[None, None], (height, width))[0, 0]
+        mask = (probability > self._threshold).byte().where(self._seeds == UNKNOWN, self._seeds)
+        return mask if mask.any() else (self._seeds == UNKNOWN).byte()  # a tiny box: fill it
+
+
+def _around(pixels: Tensor, size: int, reach: float) -> Tensor:
+    """Draw squares (size, size) in {0, 1} around the pixels (H, W) that are true."""
+    drawn = F.adaptive_max_pool2d(pixels[None].float(), (size, size))
+    radius = round(reach * size)
+    return F.max_pool2d(drawn, 2 * radius + 1, stride=1, padding=radius)[0]

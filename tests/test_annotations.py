@@ -1,0 +1,210 @@
+"""Boxes, points and scribbles in place of masks."""
+
+import json
+import math
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import assert_same
+from PIL import Image
+from test_predict import picture
+
+from hdmnet import (
+    Box,
+    HDMNet,
+    Points,
+    Scribble,
+    annotation_from_dict,
+    box_mask,
+    load_mask,
+)
+from hdmnet.preprocess import resize_label
+from hdmnet.pseudo import Guess
+
+SIZE = (100, 80)  # height, width
+ANNOTATIONS = (
+    Box(20, 30.5, 60, 80),
+    Points([(40, 50)], negative=[(3, 4.5), (70, 90)]),
+    Scribble([[(30, 40), (50, 60), (40, 70)], [(35, 45)]], [[(5, 5), (5, 90)]]),
+)
+each = pytest.mark.parametrize("annotation", ANNOTATIONS, ids=lambda a: type(a).__name__)
+
+
+@each
+def test_serialises(annotation) -> None:
+    assert annotation_from_dict(json.loads(json.dumps(annotation.to_dict()))) == annotation
+    assert pickle.loads(pickle.dumps(annotation)) == annotation
+    assert len({annotation, pickle.loads(pickle.dumps(annotation))}) == 1
+
+
+def test_arrays_become_plain_numbers() -> None:
+    points = Points(np.array([[40, 50]]), negative=np.array([[3, 4.5]], np.float32))
+    assert points == Points([(40, 50)], [(3, 4.5)])
+    assert Box(*np.array([1, 2, 3, 4])) == Box(1, 2, 3, 4)
+    json.dumps([points.to_dict(), Box(*np.array([1, 2, 3, 4])).to_dict()])
+    assert Scribble([np.array([[1, 2], [3, 4]])]) == Scribble([[(1, 2), (3, 4)]])
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: Box(5, 1, 2, 4), ValueError, r"Box\(5, 1, 2, 4\): .*x0 < x1.*x \+ width"),
+        (lambda: Box(0, 0, math.inf, 4), ValueError, "four finite numbers"),
+        (lambda: Box(0, 0, "3", 4), TypeError, "expected four numbers"),
+        (lambda: Points([]), ValueError, "positive is empty: expected something on the object"),
+        (lambda: Points((3, 4)), TypeError, r"holds 3: expected a list of \(x, y\)"),
+        (lambda: Points([(3, 4, 5)]), TypeError, r"holds \(3, 4, 5\): expected a list of \(x, y\)"),
+        (lambda: Points([(3, math.nan)]), ValueError, "expected finite numbers"),
+        (lambda: Points("34"), TypeError, "positive is '34'"),
+        (lambda: Points([(1, 2)], [("a", 2)]), TypeError, "negative holds"),
+        (lambda: Scribble([(3, 4), (5, 6)]), TypeError, "a list of polylines"),
+        (lambda: Scribble([]), ValueError, "positive is empty"),
+        (lambda: Scribble([[(1, 2)], []]), ValueError, "without points"),
+        (lambda: annotation_from_dict({"kind": "star"}), ValueError, "box, points, scribble"),
+        (lambda: annotation_from_dict({"kind": []}), ValueError, "box, points, scribble"),
+        (lambda: annotation_from_dict({"kind": "box", "x0": 1}), ValueError, "has the fields"),
+    ],
+)
+def test_wrong_values(make, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_seeds() -> None:
+    assert Box(1, 0, 3, 2).seeds((2, 4)).tolist() == [[0, 255, 255, 0]] * 2
+    assert Points([(1.9, 0)], [(3, 1)]).seeds((2, 4)).tolist() == [
+        [255, 1, 255, 255],
+        [255, 255, 255, 0],
+    ]
+    line = Scribble([[(0, 0), (2, 2)]]).seeds((3, 3))
+    assert line.tolist() == [[1, 255, 255], [255, 1, 255], [255, 255, 1]]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "message"),
+    [
+        (Box(80, 0, 90, 5), "outside its image of 100 x 80"),
+        (Points([(90, 50)]), r"Points has the point \(90, 50\), outside.*; are x and y swapped\?$"),
+        (Points([(4, 4)], [(-1, 500)]), r"the point \(-1, 500\).*of that image$"),
+        (Scribble([[(4, 4), (4, 100)]]), r"Scribble has the point \(4, 100\)"),
+    ],
+)
+def test_outside_of_the_image(model: HDMNet, annotation, message: str) -> None:
+    image = picture(80, 100)
+    with pytest.raises(ValueError, match=message):
+        model.pseudo_mask(image, annotation)
+    with pytest.raises(ValueError, match=f"^support 1: .*{message}"):
+        model.encode_supports([image, image], [box_mask((0, 0, 9, 9), SIZE), annotation])
+
+
+def scene() -> Image.Image:
+    """A red disc on a green ground, both with some noise."""
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]]
+    disc = (x - 40) ** 2 + (y - 55) ** 2 < 20**2
+    pixels = np.where(disc[..., None], (200, 40, 40), (40, 160, 60))
+    noise = np.random.default_rng(0).integers(-20, 20, pixels.shape)
+    return Image.fromarray((pixels + noise).astype(np.uint8))
+
+
+@each
+def test_pseudo_mask_is_what_the_support_becomes(model: HDMNet, annotation) -> None:
+    image = scene()
+    mask = model.pseudo_mask(image, annotation)
+    assert (mask.shape, mask.dtype) == (SIZE, torch.uint8)
+    assert mask.unique().tolist() == [0, 1]
+    seeds = annotation.seeds(SIZE)
+    assert (mask[seeds != 255] == seeds[seeds != 255]).all()
+    direct, by_mask = (model.predict(picture(), image, m) for m in (annotation, mask))
+    assert torch.equal(direct.probability, by_mask.probability)
+
+
+def test_mixed_with_masks(model: HDMNet) -> None:
+    image = scene()
+    given = [box_mask((20, 35, 60, 75), SIZE).numpy(), *ANNOTATIONS]
+    masks = [given[0], *(model.pseudo_mask(image, a) for a in ANNOTATIONS)]
+    a, b = (model.encode_supports([image] * 4, m) for m in (given, masks))
+    assert_same(a.prototypes, b.prototypes, 0)
+    masks_by_class = {"a": given[1], "b": given[2:]}
+    many = model.predict(picture(), {"a": image, "b": [image, image]}, masks_by_class)
+    alone = model.predict(picture(), [image, image], given[2:])
+    assert torch.equal(many["b"].probability, alone.probability)
+
+
+def test_exif_turn(model: HDMNet, tmp_path: Path) -> None:
+    """Coordinates are those of the upright image."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90°
+    scene().rotate(90, expand=True).save(tmp_path / "a.png", exif=exif)
+    upright = model.pseudo_mask(scene(), ANNOTATIONS[0])
+    assert torch.equal(model.pseudo_mask(tmp_path / "a.png", ANNOTATIONS[0]), upright)
+
+
+def test_refusals(model: HDMNet) -> None:
+    with pytest.raises(TypeError, match=r"mask is a Box: .*; model\.pseudo_mask\("):
+        load_mask(ANNOTATIONS[0])
+    with pytest.raises(TypeError, match="must be a Box, Points or Scribble"):
+        model.pseudo_mask(scene(), (20, 30, 60, 80))
+    with pytest.raises(TypeError, match="mask is a Points"):
+        model.predict(scene(), [scene()], [ANNOTATIONS[1]], class_ids={"a": 1})
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+PHOTO, TRUTH = EXAMPLES / "data" / "fish" / "support_1.jpg", EXAMPLES / "data/fish/support_1.png"
+ON_FISH = {
+    "box": (Box(28, 30, 294, 119), 0.6),  # filled, it has 0.52
+    "scribble": (Scribble([[(75, 70), (130, 65), (200, 58), (265, 72)]]), 0.7),
+    "points": (Points([(100, 68), (170, 60), (240, 60)]), 0.7),
+}
+
+
+def test_finds_the_object() -> None:
+    model, truth = HDMNet.from_pretrained("hdmnet-lite0"), load_mask(TRUTH) == 1
+    for kind, (annotation, least) in ON_FISH.items():
+        mask = model.pseudo_mask(PHOTO, annotation) == 1
+        assert (mask & truth).sum() / (mask | truth).sum() > least, kind
+
+
+def test_any_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from own_network import PrototypeNet
+
+    network = PrototypeNet().eval()
+    mask = network.pseudo_mask(scene(), ANNOTATIONS[1])
+    assert mask.unique().tolist() == [0, 1]
+
+
+class TestGuess:
+    def test_stays_in_the_box(self) -> None:
+        guess = Guess(Box(20, 30, 60, 80).seeds(SIZE), 50)
+        for mask in guess.rounds():
+            assert torch.equal(mask, resize_label(box_mask((20, 30, 60, 80), SIZE), (50, 50)))
+            guess.update(torch.ones(50, 50))
+        # Resizing takes at most a pixel of the border.
+        assert (guess.mask() <= box_mask((20, 30, 60, 80), SIZE)).all()
+        assert (guess.mask() >= box_mask((21, 31, 59, 79), SIZE)).all()
+
+    def test_starts_around_the_points_and_grows(self) -> None:
+        guess = Guess(Points([(40, 50)], [(60, 50)]).seeds(SIZE), 50)
+        first, second = (guess.update(torch.ones(50, 50)) or m for m in guess.rounds())
+        assert 50 < first.sum() < second.sum() < 2500
+        assert guess.mask()[50, 60] == 0
+        assert guess.mask()[50, 10] == 1
+
+    def test_keeps_the_points_when_the_model_finds_nothing(self) -> None:
+        guess = Guess(Points([(40, 50)]).seeds(SIZE), 50)
+        masks = []
+        for mask in guess.rounds():
+            masks.append(mask)
+            guess.update(torch.zeros(50, 50))
+        assert_same(masks[1], masks[0], 0)
+        assert guess.mask()[50, 40] == 1
+
+    @pytest.mark.parametrize("box", [(3.2, 3.2, 3.4, 3.4), (0, 0, 80, 100), (-5, -5, 1, 1)])
+    def test_is_never_empty(self, box: tuple) -> None:
+        guess = Guess(Box(*box).seeds(SIZE), 20)
+        for _ in guess.rounds():
+            guess.update(torch.zeros(20, 20))
+        assert torch.equal(guess.mask(), box_mask(box, SIZE))
