@@ -24,6 +24,7 @@ from hdmnet.annotations import Annotation, Box, Points, Scribble
 from hdmnet.classes import (
     Groups,
     Masks,
+    Negatives,
     Supports,
     SupportsByClass,
     as_list,
@@ -102,7 +103,9 @@ class FewShotModel(nn.Module, HubMixin, ABC):
 
     # Prediction
 
-    def encode_supports(self, supports: Supports, masks: Masks) -> SupportSet:
+    def encode_supports(
+        self, supports: Supports, masks: Masks, negatives: Negatives | None = None
+    ) -> SupportSet:
         """Encode one class once, for any number of `predict` calls.
 
         Args:
@@ -112,6 +115,9 @@ class FewShotModel(nn.Module, HubMixin, ABC):
                 where 255 is ignored. A `Box`, `Points` or `Scribble` may take the place of any
                 mask: see `pseudo_mask`. A support with an empty mask changes the answer: a warning
                 names it.
+            negatives: A list of images that do not show the class, or of pairs (image, mask) of
+                something else. They lower the probabilities, and `presence`, of queries that
+                resemble them more than the class, and never raise any.
 
         Returns:
             The encoded supports. They are for inference only: no gradient flows through them.
@@ -134,23 +140,67 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         for i, (image, given) in enumerate(zip(images, mask_list, strict=True)):
             with _naming(f"support {i}: " if len(images) > 1 else ""):
                 tensors.append(load_image(image))
-                size = (tensors[i].shape[-2], tensors[i].shape[-1])
-                if isinstance(given, Annotation):
-                    labels.append(self._pseudo_mask(tensors[i], given))
-                else:
-                    labels.append(load_mask(given, size))
+                labels.append(self._load_mask(given, tensors[i]))
             if not (labels[i] == 1).any():
                 warnings.warn(
                     f"the mask of support {i} is empty: it shows nothing of the class, but it "
                     "changes the answer. Leave this support out",
                     stacklevel=2,
                 )
-        size = (self.image_size, self.image_size)
         batch = torch.stack([self._prepare(image) for image in tensors])
-        mask = torch.stack([resize_label(label, size).to(batch.device) for label in labels])
+        mask = torch.stack([self._prepare_mask(label) for label in labels])
         with _evaluating(self):
             encoded = self.encode(batch[None], mask[None])
-        return replace(encoded, fingerprint=self.fingerprint())
+        encoded = replace(encoded, fingerprint=self.fingerprint())
+        if not negatives:
+            return encoded
+        directions = []
+        for i, negative in enumerate(negatives):
+            with _naming(f"negative {i}: "):
+                directions.append(self._encode_negative(negative, encoded))
+        return replace(encoded, negatives=torch.stack(directions, dim=1))
+
+    def encode_negative(self, image: Tensor, mask: Tensor | None, supports: SupportSet) -> Tensor:
+        """Encode something that is not the class. A network that can use it overrides this.
+
+        Args:
+            image: (1, 3, H, W), as for `scores`.
+            mask: (1, H, W) in {0, 1, 255}: 1 = something that is not the class. None: the image
+                does not show the class.
+            supports: The encoded supports of the class, of one episode.
+
+        Returns:
+            (1, C), a part of `SupportSet.negatives`.
+
+        Raises:
+            ValueError: If this network has no use of negatives.
+        """
+        raise ValueError(f"{type(self).__name__} has no use of negatives: leave them out")
+
+    def _encode_negative(self, given: Any, supports: SupportSet) -> Tensor:
+        pair = given if isinstance(given, tuple) else (given, None)
+        if len(pair) != 2:
+            raise ValueError(f"got a tuple of {len(pair)}: expected an image, or (image, mask)")
+        image = load_image(pair[0])
+        mask = None
+        if pair[1] is not None:
+            label = self._load_mask(pair[1], image)
+            if not (label == 1).any():
+                raise ValueError("its mask is empty: give the image alone")
+            mask = self._prepare_mask(label)[None]
+        with _evaluating(self):
+            return self.encode_negative(self._prepare(image)[None], mask, supports)
+
+    def _load_mask(self, given: ImageLike | Annotation, image: Tensor) -> Tensor:
+        """(H, W) uint8 mask of an image (3, H, W), from a mask or an annotation."""
+        if isinstance(given, Annotation):
+            return self._pseudo_mask(image, given)
+        return load_mask(given, (image.shape[-2], image.shape[-1]))
+
+    def _prepare_mask(self, label: Tensor) -> Tensor:
+        """(H, W) → (image_size, image_size), on the model's device."""
+        size = (self.image_size, self.image_size)
+        return resize_label(label, size).to(next(self.parameters()).device)
 
     def pseudo_mask(self, image: ImageLike, annotation: Annotation) -> Tensor:
         """Make the mask that `encode_supports` uses in place of a cheap annotation.
@@ -197,6 +247,7 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         supports: Supports | SupportSet,
         masks: Masks | None = None,
         *,
+        negatives: Negatives | None = None,
         batch_size: int | None = None,
         presence_threshold: float = 0.0,
         generalized: Literal[False] = False,
@@ -209,6 +260,7 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         supports: Supports | SupportSet,
         masks: Masks | None = None,
         *,
+        negatives: Negatives | None = None,
         batch_size: int | None = None,
         presence_threshold: float = 0.0,
         generalized: Literal[False] = False,
@@ -222,6 +274,7 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         masks: Masks | Mapping[str, Masks] | None = None,
         *,
         class_ids: Mapping[str, int] | None = None,
+        negatives: Negatives | Mapping[str, Negatives] | None = None,
         batch_size: int | None = None,
         presence_threshold: float = 0.0,
         generalized: Literal[False] = False,
@@ -235,6 +288,7 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         masks: Masks | Mapping[str, Masks] | None = None,
         *,
         class_ids: Mapping[str, int] | None = None,
+        negatives: Negatives | Mapping[str, Negatives] | None = None,
         batch_size: int | None = None,
         presence_threshold: float = 0.0,
         generalized: Literal[False] = False,
@@ -248,6 +302,7 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         masks: Masks | Mapping[str, Masks] | None = None,
         *,
         class_ids: Mapping[str, int] | None = None,
+        negatives: Negatives | Mapping[str, Negatives] | None = None,
         batch_size: int | None = None,
         presence_threshold: float = 0.0,
         generalized: Literal[True],
@@ -261,6 +316,7 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         masks: Masks | Mapping[str, Masks] | None = None,
         *,
         class_ids: Mapping[str, int] | None = None,
+        negatives: Negatives | Mapping[str, Negatives] | None = None,
         batch_size: int | None = None,
         presence_threshold: float = 0.0,
         generalized: Literal[True],
@@ -273,6 +329,7 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         masks: Masks | Mapping[str, Masks] | None = None,
         *,
         class_ids: Mapping[str, int] | None = None,
+        negatives: Negatives | Mapping[str, Negatives] | None = None,
         batch_size: int | None = None,
         presence_threshold: float = 0.0,
         generalized: bool = False,
@@ -294,6 +351,7 @@ class FewShotModel(nn.Module, HubMixin, ABC):
             class_ids: The value of each class in `masks`, which are then label maps, such as those
                 of PASCAL VOC: {"cat": 8, "dog": 12}. 255 means "ignore". A class takes the
                 supports that show it.
+            negatives: As for `encode_supports`; with several classes, a dict of lists by name.
             batch_size: Number of pairs of a query and a class that are computed at once: several
                 queries for one class, or several classes for one query. More need more memory.
                 None: one query, with all its classes.
@@ -318,7 +376,7 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         """
         options = _Options(batch_size, presence_threshold, generalized)
         options.check()
-        sets = encode_classes(self.encode_supports, supports, masks, class_ids)
+        sets = encode_classes(self.encode_supports, supports, masks, class_ids, negatives)
         if not isinstance(query, list | tuple):
             queries = [cast(ImageLike, query)]
             return _raise_error(next(self._answers(queries, sets, options)))
@@ -332,6 +390,7 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         masks: Masks | Mapping[str, Masks] | None = None,
         *,
         class_ids: Mapping[str, int] | None = None,
+        negatives: Negatives | Mapping[str, Negatives] | None = None,
         batch_size: int | None = None,
         presence_threshold: float = 0.0,
         generalized: bool = False,
@@ -344,6 +403,7 @@ class FewShotModel(nn.Module, HubMixin, ABC):
             supports: As for `predict`.
             masks: As for `predict`.
             class_ids: As for `predict`.
+            negatives: As for `predict`.
             batch_size: As for `predict`.
             presence_threshold: As for `predict`.
             generalized: As for `predict`.
@@ -368,7 +428,7 @@ class FewShotModel(nn.Module, HubMixin, ABC):
             )
         options = _Options(batch_size, presence_threshold, generalized)
         options.check()
-        sets = encode_classes(self.encode_supports, supports, masks, class_ids)
+        sets = encode_classes(self.encode_supports, supports, masks, class_ids, negatives)
         return self._answers(queries, sets, options)
 
     def _answers(

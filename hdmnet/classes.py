@@ -1,6 +1,6 @@
 """Several classes in one call: their supports, and their sets in groups."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, TypeAlias, TypeVar, cast, overload
 
@@ -13,16 +13,19 @@ Supports: TypeAlias = ImageLike | Sequence[ImageLike]
 Masks: TypeAlias = ImageLike | Annotation | Sequence[ImageLike | Annotation]
 """One mask or several. An annotation may take the place of any."""
 SupportsByClass: TypeAlias = Mapping[str, Supports | SupportSet]
+Negatives: TypeAlias = Sequence[ImageLike | tuple[ImageLike, ImageLike | Annotation]]
+"""Images that do not show the class, or pairs of an image and the mask of something else."""
 Groups: TypeAlias = Iterable[Sequence[SupportSet]]
 """Sets of one episode. Those of a group have the same number of shots."""
 T = TypeVar("T")
 
 
 def encode_classes(
-    encode: Callable[[Any, Any], SupportSet],
+    encode: Callable[[Any, Any, Any], SupportSet],
     supports: Supports | SupportSet | SupportsByClass,
     masks: Masks | Mapping[str, Masks] | None,
     class_ids: Mapping[str, int] | None,
+    negatives: Negatives | Mapping[str, Negatives] | None,
 ) -> SupportSet | dict[str, SupportSet]:
     """Encode the supports of one class or of several, as `FewShotModel.predict` takes them.
 
@@ -31,6 +34,7 @@ def encode_classes(
         supports: As for `predict`.
         masks: As for `predict`.
         class_ids: As for `predict`.
+        negatives: As for `predict`.
 
     Returns:
         A set for one class, or a dict of sets by name.
@@ -39,8 +43,11 @@ def encode_classes(
         ValueError: If supports and masks do not fit together.
     """
     if class_ids is not None:
-        return _encode_label_maps(encode, supports, masks, class_ids)
+        by_class = _negatives_by_class(negatives, class_ids)
+        return _encode_label_maps(encode, supports, masks, class_ids, by_class)
     if isinstance(supports, SupportSet):
+        if negatives is not None:
+            raise ValueError("a SupportSet is already encoded: give negatives to encode_supports")
         if masks is not None:
             raise ValueError("a SupportSet already holds its masks: leave masks out")
         return supports
@@ -49,7 +56,9 @@ def encode_classes(
             raise ValueError("masks is missing: give one mask for each support")
         if isinstance(masks, Mapping):
             raise ValueError("masks is a dict, but supports is not: give both by class")
-        return encode(supports, masks)
+        if isinstance(negatives, Mapping):
+            raise ValueError("negatives is a dict, but supports is not: give a list of images")
+        return encode(supports, masks, negatives)
     if not supports:
         raise ValueError("supports is an empty dict: expected at least one class")
     if masks is not None and not isinstance(masks, Mapping):
@@ -61,17 +70,33 @@ def encode_classes(
             f"masks has the classes {sorted(given)}: expected {sorted(images)}, the classes of "
             "supports that are not encoded yet"
         )
+    by_class = _negatives_by_class(negatives, images)
     return {
-        name: value if isinstance(value, SupportSet) else encode(value, given[name])
+        name: value
+        if isinstance(value, SupportSet)
+        else encode(value, given[name], by_class.get(name))
         for name, value in supports.items()
     }
 
 
+def _negatives_by_class(negatives: Any, names: Collection[str]) -> Mapping[str, Negatives]:
+    if negatives is None:
+        return {}
+    if not isinstance(negatives, Mapping) or not negatives.keys() <= set(names):
+        given = sorted(negatives) if isinstance(negatives, Mapping) else type(negatives).__name__
+        raise ValueError(
+            f"negatives is {given}: expected a dict of lists of images by class, with some of the "
+            f"classes {sorted(names)}"
+        )
+    return negatives
+
+
 def _encode_label_maps(
-    encode: Callable[[Any, Any], SupportSet],
+    encode: Callable[[Any, Any, Any], SupportSet],
     supports: Supports | SupportSet | SupportsByClass,
     masks: Masks | Mapping[str, Masks] | None,
     class_ids: Mapping[str, int],
+    negatives: Mapping[str, Negatives],
 ) -> dict[str, SupportSet]:
     if not class_ids:
         raise ValueError("class_ids is empty: expected the value of each class in the masks")
@@ -87,7 +112,8 @@ def _encode_label_maps(
         shown = [i for i, label in enumerate(labels) if (label == 1).any()]
         if not shown:
             raise ValueError(f"no mask has the value {number}, which class_ids gives {name!r}")
-        sets[name] = encode([images[i] for i in shown], [labels[i] for i in shown])
+        chosen = [images[i] for i in shown]
+        sets[name] = encode(chosen, [labels[i] for i in shown], negatives.get(name))
     return sets
 
 

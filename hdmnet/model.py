@@ -18,11 +18,11 @@ from hdmnet.nn.backbone import FeaturePyramid
 from hdmnet.nn.encoder import HierarchicalEncoder
 from hdmnet.nn.ensemble import BaseLearner, BaseMetaEnsemble
 from hdmnet.nn.matching import CascadeMatching
-from hdmnet.nn.presence import Presence
+from hdmnet.nn.presence import Presence, object_probability
 from hdmnet.nn.priors import foreground_features, masked_average_pool, max_cosine
 from hdmnet.nn.psp import PyramidPooling
 from hdmnet.nn.style import gram_distance, gram_matrix
-from hdmnet.output import Features, HDMNetOutput, Matches, QueryFeatures, object_probability
+from hdmnet.output import Features, HDMNetOutput, Matches, QueryFeatures
 from hdmnet.supports import SupportSet
 
 REDUCED_DIM = 256  # channels of the reduced features q and s
@@ -50,8 +50,7 @@ class HDMNet(FewShotModel):
         shot_hidden_dim: Hidden channels of the shot weighting; 0 means one layer without bias.
         frozen_norm: Whether every BatchNorm stays in eval mode in training, as in the paper.
         layers: Levels or blocks of the backbone that give f2, f3, f4, as for `FeaturePyramid`.
-        presence: `scale`, `bias` and `center` of `Presence`, as `examples/fit_presence.py` fits
-            them. None: `presence` of an answer orders queries, but is no probability.
+        presence: Arguments of `Presence`, fitted. None: an answer's `presence` is only a rough one.
         pretrained_backbone: Whether to download timm's weights of the backbone. It is not saved
             with the model: a reload never downloads a backbone.
 
@@ -87,11 +86,8 @@ class HDMNet(FewShotModel):
     ) -> None:
         super().__init__()
         _checks.check_type("backbone", backbone, str, "the name of a model")
-        _checks.check_type("heads", heads, (list, tuple), "a sequence of int")
         _checks.check_type("frozen_norm", frozen_norm, bool, "a bool")
-        _checks.check_integer("number of heads", len(heads), 1, 6)  # each stage halves the grid
-        for i, count in enumerate(heads):
-            _checks.check_integer(f"heads[{i}]", count, 1, 2**14)
+        _checks.check_integers("heads", heads, 1, 2**14, longest=6)  # each stage halves the grid
         _checks.check_integer("base_classes", base_classes, 0, 10**6)
         _checks.check_integer("shots", shots, 1, 10**4)
         _checks.check_integer("shot_hidden_dim", shot_hidden_dim, 0, 10**4)
@@ -113,7 +109,6 @@ class HDMNet(FewShotModel):
         self.ensemble = (
             BaseMetaEnsemble(shots, shot_hidden_dim=shot_hidden_dim) if base_classes else None
         )
-
         self.presence = Presence.from_config(presence, c4)
 
         c5, gram = (PSP_DIM, c2) if base_classes else (c3, 0)
@@ -279,14 +274,19 @@ class HDMNet(FewShotModel):
         for group in groups:
             prior = torch.cat([self._prior(described, supports) for supports in group])
             # The prior's features are most of a set. They are not copied.
-            first, *others = (replace(supports, prior_features=()) for supports in group)
+            first, *others = (replace(s, prior_features=(), negatives=None) for s in group)
             out = self._merge(described, first.stack(*others), prior, query.shape[-2:])
-            p = object_probability(out.final).unflatten(0, (len(query), -1))
-            presence = self.presence(described.prior[1], p, [s.prior_features[1] for s in group])
+            f4, negatives = [s.prior_features[1] for s in group], [s.negatives for s in group]
+            scores, presence = self.presence(described.prior[1], out.final, f4, negatives)
             names = "f3" if self.psp is None else "f5", "f4"
-            yield Matches(
-                out.final, presence.flatten(), out.correlations, prior, names, base=out.base
-            )
+            yield Matches(scores, presence, out.correlations, prior, names, out.base)
+
+    def encode_negative(self, image: Tensor, mask: Tensor | None, supports: SupportSet) -> Tensor:
+        if mask is not None:
+            return self.presence.shown(self.encode(image[None], mask[None]).prior_features[1])
+        features = self.backbone(image)
+        out = self.match_features(features, supports, image.shape[-2:])
+        return self.presence.found(features[2], object_probability(out.final)[:, None])[0]
 
     def _describe(self, features: Features) -> QueryFeatures:
         """Compute everything about B queries that does not depend on the supports."""

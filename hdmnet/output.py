@@ -8,15 +8,6 @@ Features = tuple[Tensor, Tensor, Tensor]
 """f2, f3, f4 of a backbone: each (B, C, h, w)."""
 
 
-def object_probability(scores: Tensor) -> Tensor:
-    """Turn scores (..., 2, H, W) into probabilities (..., H, W) of the object.
-
-    p = f / (b + f), with the scores b of the background and f of the object, clamped at 0.
-    """
-    b, f = scores.clamp(min=0).unbind(-3)
-    return f / (b + f).clamp(min=1e-12)
-
-
 class HDMNetOutput(NamedTuple):
     """Scores, correlation maps and priors of B queries of H × W whose feature grid is h × w."""
 

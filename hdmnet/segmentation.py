@@ -13,7 +13,7 @@ from torch import Tensor
 from hdmnet._drawing import draw_labels, query_pixels, save_labels, save_png, tint, to_pil
 from hdmnet.explanation import Evidence, Explanation
 from hdmnet.images import ImageLike
-from hdmnet.output import object_probability
+from hdmnet.nn.presence import object_probability
 from hdmnet.preprocess import resize_scores
 
 THRESHOLD = 0.5

@@ -18,6 +18,8 @@ from hdmnet.nn.attention import SupportTokens
 from hdmnet.nn.priors import PriorFeatures
 
 FORMAT = "hdmnet support set 1"
+OPTIONAL = {"gram", "negatives"}
+"""Fields that a set may lack."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +40,9 @@ class SupportSet:
     """(B, K, C_2, C_2) Gram matrices of f2. None without base learner."""
     fingerprint: str | None = None
     """`fingerprint()` of the model. None in the result of `encode`."""
+    negatives: Tensor | None = None
+    """(B, M, C) directions of things that are not the class, see `Presence`. None: there are none.
+    """
 
     @property
     def shots(self) -> int:
@@ -221,7 +226,8 @@ class SupportSet:
             tensors |= {f"tokens.{i}.{name}": x for name, x in level._asdict().items()}
         for i, prior in enumerate(self.prior_features):
             tensors |= {f"prior_features.{i}.{name}": x for name, x in prior._asdict().items()}
-        return tensors if self.gram is None else tensors | {"gram": self.gram}
+        optional = {"gram": self.gram, "negatives": self.negatives}
+        return tensors | {name: x for name, x in optional.items() if x is not None}
 
     @classmethod
     def from_named_tensors(
@@ -242,6 +248,7 @@ class SupportSet:
             prior_features=fields(PriorFeatures, "prior_features", priors),
             gram=tensors.get("gram"),
             fingerprint=fingerprint,
+            negatives=tensors.get("negatives"),
         )
 
     def _join(
@@ -269,6 +276,7 @@ class SupportSet:
             tokens=tuple(join_tokens(level) for level in levels),
             prior_features=tuple(_join_priors(level, dim) for level in priors),
             gram=torch.cat(grams, dim) if grams else None,
+            negatives=_join_negatives([s.negatives for s in sets], dim),
         )
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
@@ -278,6 +286,7 @@ class SupportSet:
             tokens=tuple(SupportTokens(*map(function, level)) for level in self.tokens),
             prior_features=tuple(PriorFeatures(*map(function, p)) for p in self.prior_features),
             gram=None if self.gram is None else function(self.gram),
+            negatives=None if self.negatives is None else function(self.negatives),
         )
 
 
@@ -293,7 +302,7 @@ def _check(tensors: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: If names, numbers of axes, sizes or values do not fit together.
     """
-    axes = {"prototypes": "b k c", "gram": "b k g g"}
+    axes = {"prototypes": "b k c", "gram": "b k g g", "negatives": "b m f"}
     stages, priors = _count(tensors)
     for i in range(priors):
         axes |= {
@@ -304,7 +313,7 @@ def _check(tensors: Mapping[str, Tensor]) -> None:
         keys = f"b heads n{i} d"
         axes |= {f"tokens.{i}.key": keys, f"tokens.{i}.value": keys}
         axes |= {f"tokens.{i}.key_sum": "b heads d", f"tokens.{i}.area": "b"}
-    if wrong := sorted(tensors.keys() ^ axes.keys() - ({"gram"} - tensors.keys())):
+    if wrong := sorted(tensors.keys() ^ axes.keys() - (OPTIONAL - tensors.keys())):
         raise ValueError(f"tensors are missing or left over: {', '.join(wrong)}")
     sizes: dict[str, int] = {}
     for name, tensor in tensors.items():
@@ -344,6 +353,17 @@ def _join_priors(parts: Sequence[PriorFeatures], dim: int) -> PriorFeatures:
     longest = max(part.norm.shape[2] for part in parts)
     units, norms = ([_pad(x, longest) for x in same] for same in zip(*parts, strict=True))
     return PriorFeatures(torch.cat(units, dim=dim), torch.cat(norms, dim=dim))
+
+
+def _join_negatives(parts: Sequence[Tensor | None], dim: int) -> Tensor | None:
+    given = [x for x in parts if x is not None]
+    if dim == 0 and given:
+        if len(given) < len(parts):
+            raise ValueError("some of the sets have negatives and others have none: stack either")
+        most = max(x.shape[1] for x in given)
+        # A negative that is there twice changes no maximum.
+        given = [torch.cat([x, *[x[:, :1]] * (most - x.shape[1])], dim=1) for x in given]
+    return torch.cat(given, dim) if given else None
 
 
 def _pad(x: Tensor, length: int) -> Tensor:

@@ -27,6 +27,21 @@ def check_integer(name: str, value: int, least: int, most: int) -> None:
         raise ValueError(f"{name} must be {bound}, got {value}")
 
 
+def check_integers(
+    name: str, values: Sequence[int], least: int, most: int, *, longest: int
+) -> None:
+    """Refuse a sequence that is empty, too long, or holds integers out of their range.
+
+    Raises:
+        TypeError: If it is not a list or tuple of int.
+        ValueError: If its length or a value is out of its range.
+    """
+    check_type(name, values, (list, tuple), "a sequence of int")
+    check_integer(f"number of {name}", len(values), 1, longest)
+    for i, value in enumerate(values):
+        check_integer(f"{name}[{i}]", value, least, most)
+
+
 def check_probabilities(**arguments: float) -> None:
     """Refuse values outside of [0, 1].
 

@@ -12,6 +12,11 @@ from hdmnet.nn._checks import check_shapes, check_type
 from hdmnet.nn._precision import no_autocast, upcast
 from hdmnet.nn.priors import PriorFeatures
 
+NEGATIVE_SCALE = 10.0
+"""Logits that a difference of 1 between two cosines takes away."""
+SURE = 1e-3
+"""A probability of exactly 1 has no logit: it counts as 1 - SURE."""
+
 
 class Presence(nn.Module):
     """Estimate whether a query shows any of the class.
@@ -22,6 +27,13 @@ class Presence(nn.Module):
     u(x) = x / |x|
 
     The square counts sure positions more than a large unsure area.
+
+    Negatives n are things that are not the class, with directions d_n. They lower the cosine, and
+    the probability of every pixel, where a query resembles one of them more than the class:
+
+    g = min(0, cos(f, d) − max_n cos(f, d_n))
+    presence = σ(a (cos(f, d) + g) + b)
+    p' = σ(logit(p) + 10 g)
 
     Args:
         scale: The slope a.
@@ -72,37 +84,93 @@ class Presence(nn.Module):
         return cls(scale, bias, center)
 
     def forward(
-        self, query: Tensor, probability: Tensor, supports: Sequence[PriorFeatures]
-    ) -> Tensor:
-        """Compute the presence of each class in each query.
+        self,
+        query: Tensor,
+        scores: Tensor,
+        supports: Sequence[PriorFeatures],
+        negatives: Sequence[Tensor | None],
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the presence of each class in each query, and let negatives lower the scores.
 
         Args:
             query: (B, C, h, w) features q.
-            probability: (B, N, H, W) probabilities p of N classes, at any resolution.
-            supports: Features s from `foreground_features`: of N classes, each of one episode; or
-                of one class, of one episode or of B.
+            scores: (B · n, 2, H, W) scores of background and object, at least 0, of n classes in
+                each query.
+            supports: Features s from `foreground_features`: of n classes, each of one episode; or
+                of one set of B · n episodes, or of a divisor of B.
+            negatives: Directions d_n of M things that are not the class, (episodes, M, C), for each
+                of the supports.
 
         Returns:
-            (B, N) in [0, 1].
+            The scores, and the presence (B · n,) in [0, 1].
 
         Raises:
             ValueError: If a shape does not fit.
         """
-        check_shapes("B, C, h, w; B, N, H, W", query=query, probability=probability)
+        check_shapes("B, C, h, w; N, 2, H, W", query=query, scores=scores)
+        p = object_probability(scores).unflatten(0, (len(query), -1))
+        each = self.found(query, p).tensor_split(len(supports), dim=1)
+        compared = [self._compare(*x) for x in zip(each, supports, negatives, strict=True)]
+        cosine, gap = (torch.cat(parts, dim=1).flatten() for parts in zip(*compared, strict=True))
+        presence = (self.scale * (cosine + gap) + self.bias).sigmoid()
+        if all(x is None for x in negatives):
+            return scores, presence
+        gap = gap[:, None, None].to(scores.dtype)
+        p = object_probability(scores)
+        lower = p.minimum((p.logit(eps=SURE) + NEGATIVE_SCALE * gap).sigmoid())
+        moved = (p - lower) * scores.clamp(min=0).sum(dim=1) * (gap < 0)
+        b, f = scores.unbind(dim=1)
+        # b only grows and f only shrinks: no probability rises, also after the scores are resized.
+        return torch.stack([b.clamp(min=0).where(moved > 0, b) + moved, f - moved], dim=1), presence
+
+    def found(self, query: Tensor, probability: Tensor) -> Tensor:
+        """Sum the directions of what was found in queries.
+
+        Args:
+            query: (B, C, h, w) features q.
+            probability: (B, n, H, W) probabilities p of n classes, at any resolution.
+
+        Returns:
+            (B, n, C) sums f.
+        """
         q = rearrange(upcast(query), "b c h w -> b (h w) c")
         p = F.interpolate(upcast(probability), query.shape[-2:], mode="area").flatten(2)
         with no_autocast(q):
-            found = p.to(q.dtype) ** 2 @ self._direction(q)
-        classes = torch.cat([self._mean_direction(s).to(q.dtype) for s in supports])
-        classes = classes.repeat_interleave(max(len(q) // len(classes), 1), dim=0)
-        cosine = F.cosine_similarity(found, classes.unflatten(0, (len(q), -1)), dim=-1)
-        return (self.scale * cosine + self.bias).sigmoid()
+            return p.to(q.dtype) ** 2 @ self._direction(q)
+
+    def shown(self, support: PriorFeatures) -> Tensor:
+        """Sum the directions of the objects of B episodes: d, (B, C)."""
+        unit, norm = upcast(support.unit), upcast(support.norm)
+        inside = (norm > 0)[..., None]
+        return (self._direction(unit * norm[..., None]) * inside).sum(dim=(1, 2))
+
+    def _compare(
+        self, found: Tensor, support: PriorFeatures, negatives: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Compute cos(f, d) and g, both (B, n), of f (B, n, C)."""
+        classes = _for_each(self.shown(support).to(found.dtype), len(found))
+        cosine = F.cosine_similarity(found, classes, dim=-1)
+        if negatives is None:
+            return cosine, torch.zeros_like(cosine)
+        others = _for_each(negatives.to(found.dtype), len(found))
+        nearest = F.cosine_similarity(found[:, :, None], others, dim=-1).amax(dim=-1)
+        return cosine, (cosine - nearest).clamp(max=0)
 
     def _direction(self, x: Tensor) -> Tensor:
         center = torch.tensor(self.center or 0.0, dtype=x.dtype, device=x.device)
         return F.normalize(x - center, dim=-1)
 
-    def _mean_direction(self, support: PriorFeatures) -> Tensor:
-        unit, norm = upcast(support.unit), upcast(support.norm)
-        inside = (norm > 0)[..., None]
-        return (self._direction(unit * norm[..., None]) * inside).sum(dim=(1, 2))
+
+def object_probability(scores: Tensor) -> Tensor:
+    """Turn scores (..., 2, H, W) into probabilities (..., H, W) of the object.
+
+    p = f / (b + f), with the scores b of the background and f of the object, clamped at 0.
+    """
+    b, f = scores.clamp(min=0).unbind(-3)
+    return f / (b + f).clamp(min=1e-12)
+
+
+def _for_each(episodes: Tensor, queries: int) -> Tensor:
+    """Arrange (episodes, ...) as (queries, n, ...); queries may share an episode."""
+    shared = episodes.repeat_interleave(max(queries // len(episodes), 1), dim=0)
+    return shared.unflatten(0, (queries, -1))
