@@ -2,9 +2,9 @@
 
     python examples/measure_negatives.py VOCdevkit/VOC2012 --pairs cat:dog,dog:cat,sofa:chair
 
-For each pair CLASS:RELATIVE, episodes ask for the class in two queries: one that shows only the
-relative, where every pixel found is wrong, and one that shows only the class. The negative is another
-photograph of the relative: as a whole, or with its mask.
+For each pair CLASS:RELATIVE, episodes ask for the class in two queries: one that shows the relative
+without it, where every pixel found is wrong, and one that shows the class without the relative. The
+negative is another photograph of the relative: as a whole, or with its mask.
 """
 
 import argparse
@@ -21,21 +21,19 @@ from hdmnet.data import PascalVOC
 
 logger = logging.getLogger(__name__)
 
+PAIRS = "cat:dog,dog:cat,sofa:chair,chair:sofa,sheep:dog,sheep:cat,cat:sheep,dog:sheep"
+
 
 def main() -> None:
     """Parse the command line, draw the episodes, and log a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("root", type=Path, help="a VOC2012 folder")
-    parser.add_argument(
-        "--pairs", default="cat:dog,dog:cat,sofa:chair,chair:sofa,sheep:dog,cat:sheep"
-    )
+    parser.add_argument("--pairs", default=PAIRS, help="CLASS:RELATIVE, with commas between them")
     parser.add_argument("--list", default="val", help="list of images")
     parser.add_argument("--model", default="hdmnet-lite0", help="name, folder or Hub repository")
     parser.add_argument("--episodes", type=int, default=15, help="for each pair")
     parser.add_argument("--shots", type=int, default=1)
-    parser.add_argument(
-        "--min-area", type=int, default=2048, help="pixels a class needs to be shown"
-    )
+    parser.add_argument("--min-area", type=int, default=2048, help="pixels of what is shown")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
