@@ -3,8 +3,9 @@
     p_t = model(query = image, support = image, mask = g_{t-1})
     g_t = p_t > θ, corrected where the annotation says more
 
-The first guess g_0 is the inside of the box, with θ = 0.5, or squares around the positive pixels,
-with θ = 0.3. Nothing is trained for this. The page docs/predict.md compares it with other methods.
+The first guess g_0 is the inside of the box, or squares around the positive pixels. The threshold θ
+is 0.5, or 0.3 if the squares cover little, because they have to grow. Nothing is trained for this.
+The page docs/predict.md compares it with other methods.
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ from hdmnet.annotations import UNKNOWN
 from hdmnet.preprocess import resize_label, resize_scores
 
 ROUNDS = 2
-SHRINKING, GROWING = 0.5, 0.3  # thresholds of a guess that starts as a box, and around points
+THRESHOLD = 0.5
+SMALL, GROWING = 0.08, 0.3  # a first guess below this part of the image has a lower threshold
 REACH = 0.1  # of a positive pixel in the first guess, in heights and widths of the image
 SURE = 0.02  # of a positive or negative pixel in every guess
 LEAST = 0.002  # of the image: an answer that is smaller has lost the object
@@ -35,14 +37,14 @@ class Guess:
     def __init__(self, seeds: Tensor, size: int) -> None:
         self._seeds = seeds
         if (seeds == 1).any():
-            self._threshold = GROWING
             self._sure = _around(seeds == 1, size, SURE)
             self._possible = (1 - _around(seeds == 0, size, SURE)).maximum(self._sure)
             self._first = _around(seeds == 1, size, REACH) * self._possible
         else:
-            self._threshold = SHRINKING
             self._first = self._possible = resize_label((seeds == UNKNOWN).byte(), (size, size))
             self._sure = torch.zeros_like(self._first)
+        grows = self._sure.any() and self._first.mean() < SMALL
+        self._threshold = GROWING if grows else THRESHOLD
         self._probability = self._first
 
     def rounds(self) -> Iterator[Tensor]:

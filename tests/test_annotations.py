@@ -3,12 +3,14 @@
 import json
 import math
 import pickle
+import re
+import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same
+from conftest import assert_same, make
 from PIL import Image
 from test_predict import picture
 
@@ -165,6 +167,27 @@ def test_finds_the_object() -> None:
     for kind, (annotation, least) in ON_FISH.items():
         mask = model.pseudo_mask(PHOTO, annotation) == 1
         assert (mask & truth).sum() / (mask | truth).sum() > least, kind
+
+
+@pytest.mark.slow
+def test_the_example_prints_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torchmetrics", reason="needs hdmnet[eval]")
+    import trees
+
+    make().save_pretrained(tmp_path / "model")
+    labels = {f"{i}": trees.boxes_label((90, 120), {(20 + i, 15, 70, 60): 3}) for i in range(3)}
+    options = ["--model", tmp_path / "model", "--classes", 3, "--shots", 1, 2, "--episodes", 2, 1]
+    arguments = [trees.voc(tmp_path, labels), tmp_path / "masks", *options]
+    script = EXAMPLES / "annotations.py"
+    monkeypatch.setattr("sys.argv", [str(script), *map(str, arguments)])
+    runpy.run_path(str(script), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert "1 episodes of 2 shots, 2 supports" in printed
+    assert len(re.findall(r"\| (mask|filled box) \| 100\.0 \|", printed)) == 4  # it is a box
+    kept = sorted(folder.name for folder in (tmp_path / "masks").iterdir())
+    assert kept == ["1 point", "3 points", "box", "scribble"]
 
 
 def test_any_network(monkeypatch: pytest.MonkeyPatch) -> None:
