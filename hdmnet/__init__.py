@@ -30,6 +30,7 @@ from hdmnet.nn import (
     masked_average_pool,
 )
 from hdmnet.output import HDMNetOutput
+from hdmnet.rating import SupportRating
 from hdmnet.segmentation import Instance, MulticlassSegmentation, Segmentation
 from hdmnet.supports import SupportSet
 
@@ -64,6 +65,7 @@ __all__ = [
     "SelfAttentionStage",
     "ShotWeighting",
     "SpatialReductionAttention",
+    "SupportRating",
     "SupportSet",
     "annotation_from_dict",
     "box_mask",

@@ -41,9 +41,11 @@ from hdmnet.nn.backbone import FeaturePyramid
 from hdmnet.output import Matches
 from hdmnet.preprocess import resize_image, resize_label
 from hdmnet.pseudo import Guess
+from hdmnet.rating import SupportRating, compare, rate
 from hdmnet.segmentation import MulticlassSegmentation, Segmentation
 from hdmnet.supports import SupportSet
 
+_MATCHED_AT_ONCE = 8  # sets, so that a large pool needs no more memory than a small one
 Answer: TypeAlias = Segmentation | MulticlassSegmentation | GeneralizedSegmentation
 
 
@@ -130,6 +132,17 @@ class FewShotModel(nn.Module, HubMixin, ABC):
             >>> fish = model.encode_supports(["a.jpg", "b.jpg"], ["a.png", "b.png"])
             >>> results = model.predict(["query_1.jpg", "query_2.jpg"], fish)
         """
+        encoded = self._encode_loaded(*self._load_supports(supports, masks))
+        if not negatives:
+            return encoded
+        directions = []
+        for i, negative in enumerate(negatives):
+            with _naming(f"negative {i}: "):
+                directions.append(self._encode_negative(negative, encoded))
+        return replace(encoded, negatives=torch.stack(directions, dim=1))
+
+    def _load_supports(self, supports: Supports, masks: Masks) -> tuple[list[Tensor], list[Tensor]]:
+        """Load images (3, H, W) and their labels (H, W)."""
         images, mask_list = as_list(supports), as_list(masks)
         if len(images) != len(mask_list) or not images:
             raise ValueError(
@@ -145,20 +158,16 @@ class FewShotModel(nn.Module, HubMixin, ABC):
                 warnings.warn(
                     f"the mask of support {i} is empty: it shows nothing of the class, but it "
                     "changes the answer. Leave this support out",
-                    stacklevel=2,
+                    stacklevel=3,
                 )
+        return tensors, labels
+
+    def _encode_loaded(self, tensors: Sequence[Tensor], labels: Sequence[Tensor]) -> SupportSet:
         batch = torch.stack([self._prepare(image) for image in tensors])
         mask = torch.stack([self._prepare_mask(label) for label in labels])
         with _evaluating(self):
             encoded = self.encode(batch[None], mask[None])
-        encoded = replace(encoded, fingerprint=self.fingerprint())
-        if not negatives:
-            return encoded
-        directions = []
-        for i, negative in enumerate(negatives):
-            with _naming(f"negative {i}: "):
-                directions.append(self._encode_negative(negative, encoded))
-        return replace(encoded, negatives=torch.stack(directions, dim=1))
+        return replace(encoded, fingerprint=self.fingerprint())
 
     def encode_negative(self, image: Tensor, mask: Tensor | None, supports: SupportSet) -> Tensor:
         """Encode something that is not the class. A network that can use it overrides this.
@@ -239,6 +248,73 @@ class FewShotModel(nn.Module, HubMixin, ABC):
                 answer = Segmentation.from_scores(matches.scores, prepared.shape[-2:])
                 guess.update(answer.probability)
         return guess.mask()
+
+    def rate_supports(self, supports: Supports, masks: Masks) -> list[SupportRating]:
+        """Rate how well each support agrees with the others, to find wrong masks.
+
+        Each support segments the image of every support. With c_ij, the correlation over the
+        pixels of image i between the probabilities that support j gives and the mask of i,
+
+            agreement_i = (4 · mean_{j ≠ i} c_ij + 4 · mean_{j ≠ i} c_ji + 4 · c_ii - d_i) / 11:
+
+        the others find its object, it finds theirs, and it finds its own. The correlation d_i
+        between the answers of two others on image i says how easy the image is. K supports cost
+        2 · K passes of the backbone and K² matches.
+
+        Args:
+            supports: At least two, as for `encode_supports`.
+            masks: As for `encode_supports`.
+
+        Returns:
+            A rating for each support, best first and worst last.
+
+        Raises:
+            TypeError: As `encode_supports`.
+            ValueError: As `encode_supports`, or if there are fewer than two supports.
+
+        Example:
+            >>> worst = model.rate_supports(images, masks)[-1]
+            >>> print(f"look at the mask of support {worst.index}: {worst.agreement:.2f}")
+        """
+        return rate(*self._agreements(supports, masks))
+
+    def select_supports(self, pool: Supports, masks: Masks, k: int) -> list[int]:
+        """Choose the k supports of a larger pool that agree best, as `rate_supports` rates them.
+
+        Args:
+            pool: At least two images, as for `encode_supports`.
+            masks: As for `encode_supports`.
+            k: Number of supports to choose, at least 1 and at most as many as the pool has.
+
+        Returns:
+            The indices of the k supports, best first.
+
+        Raises:
+            TypeError: As `encode_supports`.
+            ValueError: As `rate_supports`, or if `k` is out of its range.
+
+        Example:
+            >>> chosen = model.select_supports(images, masks, 5)
+            >>> images, masks = [images[i] for i in chosen], [masks[i] for i in chosen]
+        """
+        _checks.check_integer("k", k, 1, len(as_list(pool)))
+        return [rating.index for rating in self.rate_supports(pool, masks)[:k]]
+
+    def _agreements(self, supports: Supports, masks: Masks) -> tuple[Tensor, Tensor]:
+        """Let each of K supports segment the images of all. Return `compare` of each image."""
+        images, labels = self._load_supports(supports, masks)
+        if len(images) < 2:
+            raise ValueError("got 1 support: expected at least two, which can agree or not")
+        sets = [self._encode_loaded([x], [y]) for x, y in zip(images, labels, strict=True)]
+        groups = list(batched(sets, _MATCHED_AT_ONCE))
+        size = (self.image_size, self.image_size)
+        compared = []
+        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+            pairs = self._match_images([image], groups)[0]
+            answers = [Segmentation.from_scores(m.scores, size).probability for m, _ in pairs]
+            compared.append(compare(torch.stack(answers), resize_label(label, size), i))
+        correlations, easiness = zip(*compared, strict=True)
+        return torch.stack(correlations), torch.stack(easiness)
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a str is also a sequence of str
