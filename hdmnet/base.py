@@ -5,51 +5,25 @@ import hashlib
 import json
 import multiprocessing
 import os
-import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
 from functools import cache, partial
-from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeAlias, cast, overload
+from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hdmnet import fusion
-from hdmnet.annotations import Annotation, Box, Points, Scribble
-from hdmnet.classes import (
-    Groups,
-    Masks,
-    Negatives,
-    Supports,
-    SupportsByClass,
-    as_list,
-    batched,
-    encode_classes,
-    group_by_shots,
-)
-from hdmnet.explanation import Evidence
-from hdmnet.generalized import GeneralizedSegmentation
+from hdmnet.classes import Groups
 from hdmnet.hub import HubMixin
-from hdmnet.images import ImageLike, load_image, load_mask
-from hdmnet.nn import _checks
 from hdmnet.nn.backbone import FeaturePyramid
 from hdmnet.output import Matches
-from hdmnet.preprocess import resize_image, resize_label
-from hdmnet.pseudo import Guess
-from hdmnet.rating import SupportRating, compare, rate
-from hdmnet.segmentation import MulticlassSegmentation, Segmentation
+from hdmnet.predictor import Predictor
 from hdmnet.supports import SupportSet
 
-_MATCHED_AT_ONCE = 8  # sets, so that a large pool needs no more memory than a small one
-Answer: TypeAlias = Segmentation | MulticlassSegmentation | GeneralizedSegmentation
 
-
-class FewShotModel(nn.Module, HubMixin, ABC):
+class FewShotModel(Predictor, HubMixin):
     """Base class of networks that segment a query image, given masked support images.
 
     A subclass sets `backbone` and `image_size` in its constructor, whose arguments are JSON values.
@@ -103,71 +77,21 @@ class FewShotModel(nn.Module, HubMixin, ABC):
             (B, 2, H, W) scores, at least 0, background first.
         """
 
-    # Prediction
+    def match_sets(self, query: Tensor, groups: Groups) -> Iterator[Matches]:
+        """Match one query with several sets, or several queries with one set.
 
-    def encode_supports(
-        self, supports: Supports, masks: Masks, negatives: Negatives | None = None
-    ) -> SupportSet:
-        """Encode one class once, for any number of `predict` calls.
+        A network that can share work between the sets overrides this.
 
         Args:
-            supports: One image or a sequence of K images: file paths, PIL images, (H, W, 3) uint8
-                arrays, or (3, H, W) tensors, uint8 or in [0, 1].
-            masks: The mask of each support, of its size: bool, {0, 1}, {0, 255}, or {0, 1, 255}
-                where 255 is ignored. A `Box`, `Points` or `Scribble` may take the place of any
-                mask: see `pseudo_mask`. A support with an empty mask changes the answer: a warning
-                names it.
-            negatives: A list of images that do not show the class, or of pairs (image, mask) of
-                something else. They lower the probabilities, and `presence`, of queries that
-                resemble them more than the class, and never raise any.
+            query: (B, 3, H, W), as for `scores`. B is 1 unless there is only one set.
+            groups: Sets of one episode. Those of a group have the same number of shots: a network
+                may compute them at once.
 
         Returns:
-            The encoded supports. They are for inference only: no gradient flows through them.
-
-        Raises:
-            TypeError: If something is not an image or a mask.
-            ValueError: If an image or mask cannot be read, or has wrong values or a wrong size.
-
-        Example:
-            >>> fish = model.encode_supports(["a.jpg", "b.jpg"], ["a.png", "b.png"])
-            >>> results = model.predict(["query_1.jpg", "query_2.jpg"], fish)
+            An iterator of the matches of each group, N = sets · B.
         """
-        encoded = self._encode_loaded(*self._load_supports(supports, masks))
-        if not negatives:
-            return encoded
-        directions = []
-        for i, negative in enumerate(negatives):
-            with _naming(f"negative {i}: "):
-                directions.append(self._encode_negative(negative, encoded))
-        return replace(encoded, negatives=torch.stack(directions, dim=1))
-
-    def _load_supports(self, supports: Supports, masks: Masks) -> tuple[list[Tensor], list[Tensor]]:
-        """Load images (3, H, W) and their labels (H, W)."""
-        images, mask_list = as_list(supports), as_list(masks)
-        if len(images) != len(mask_list) or not images:
-            raise ValueError(
-                f"got {len(images)} supports and {len(mask_list)} masks: expected at least one "
-                "support, and one mask for each"
-            )
-        tensors, labels = [], []
-        for i, (image, given) in enumerate(zip(images, mask_list, strict=True)):
-            with _naming(f"support {i}: " if len(images) > 1 else ""):
-                tensors.append(load_image(image))
-                labels.append(self._load_mask(given, tensors[i]))
-            if not (labels[i] == 1).any():
-                warnings.warn(
-                    f"the mask of support {i} is empty: it shows nothing of the class, but it "
-                    "changes the answer. Leave this support out",
-                    stacklevel=3,
-                )
-        return tensors, labels
-
-    def _encode_loaded(self, tensors: Sequence[Tensor], labels: Sequence[Tensor]) -> SupportSet:
-        batch = torch.stack([self._prepare(image) for image in tensors])
-        mask = torch.stack([self._prepare_mask(label) for label in labels])
-        with _evaluating(self):
-            encoded = self.encode(batch[None], mask[None])
-        return replace(encoded, fingerprint=self.fingerprint())
+        for group in groups:
+            yield Matches(torch.cat([self.scores(query, supports) for supports in group]))
 
     def encode_negative(self, image: Tensor, mask: Tensor | None, supports: SupportSet) -> Tensor:
         """Encode something that is not the class. A network that can use it overrides this.
@@ -185,406 +109,6 @@ class FewShotModel(nn.Module, HubMixin, ABC):
             ValueError: If this network has no use of negatives.
         """
         raise ValueError(f"{type(self).__name__} has no use of negatives: leave them out")
-
-    def _encode_negative(self, given: Any, supports: SupportSet) -> Tensor:
-        pair = given if isinstance(given, tuple) else (given, None)
-        if len(pair) != 2:
-            raise ValueError(f"got a tuple of {len(pair)}: expected an image, or (image, mask)")
-        image = load_image(pair[0])
-        mask = None
-        if pair[1] is not None:
-            label = self._load_mask(pair[1], image)
-            if not (label == 1).any():
-                raise ValueError("its mask is empty: give the image alone")
-            mask = self._prepare_mask(label)[None]
-        with _evaluating(self):
-            return self.encode_negative(self._prepare(image)[None], mask, supports)
-
-    def _load_mask(self, given: ImageLike | Annotation, image: Tensor) -> Tensor:
-        """(H, W) uint8 mask of an image (3, H, W), from a mask or an annotation."""
-        if isinstance(given, Annotation):
-            return self._pseudo_mask(image, given)
-        return load_mask(given, (image.shape[-2], image.shape[-1]))
-
-    def _prepare_mask(self, label: Tensor) -> Tensor:
-        """(H, W) → (image_size, image_size), on the model's device."""
-        size = (self.image_size, self.image_size)
-        return resize_label(label, size).to(next(self.parameters()).device)
-
-    def pseudo_mask(self, image: ImageLike, annotation: Annotation) -> Tensor:
-        """Make the mask that `encode_supports` uses in place of a cheap annotation.
-
-        The model segments the image, with the image itself and a guess of the object as support.
-        This is repeated with the answer as guess (`hdmnet.pseudo`). It takes about as long as
-        encoding two supports and segmenting one query.
-
-        Args:
-            image: The support, as for `encode_supports`.
-            annotation: A `Box`, `Points` or `Scribble` on it.
-
-        Returns:
-            (H, W) uint8: 1 = object, 0 = background, on the CPU.
-
-        Raises:
-            TypeError: If something is not an image or an annotation.
-            ValueError: If the image cannot be read, or the annotation is outside of it.
-
-        Example:
-            >>> mask = model.pseudo_mask("a.jpg", Box(40, 30, 220, 180))
-        """
-        kinds = (Box, Points, Scribble)
-        _checks.check_type("annotation", annotation, kinds, "a Box, Points or Scribble")
-        return self._pseudo_mask(load_image(image), annotation)
-
-    def _pseudo_mask(self, image: Tensor, annotation: Annotation) -> Tensor:
-        seeds = annotation.seeds((image.shape[-2], image.shape[-1]))
-        prepared = self._prepare(image)[None]
-        guess = Guess(seeds, self.image_size)
-        masks = (mask[None, None].to(prepared.device) for mask in guess.rounds())
-        with _evaluating(self):
-            # `masks` is lazy: each round needs the answer of the one before. The query stays.
-            groups = ([self.encode(prepared[None], mask)] for mask in masks)
-            for matches in self.match_sets(prepared, groups):
-                answer = Segmentation.from_scores(matches.scores, prepared.shape[-2:])
-                guess.update(answer.probability)
-        return guess.mask()
-
-    def rate_supports(self, supports: Supports, masks: Masks) -> list[SupportRating]:
-        """Rate how well each support agrees with the others, to find wrong masks.
-
-        Each support segments the image of every support. With c_ij, the correlation over the
-        pixels of image i between the probabilities that support j gives and the mask of i,
-
-            agreement_i = (4 · mean_{j ≠ i} c_ij + 4 · mean_{j ≠ i} c_ji + 4 · c_ii - d_i) / 11:
-
-        the others find its object, it finds theirs, and it finds its own. The correlation d_i
-        between the answers of two others on image i says how easy the image is. K supports cost
-        2 · K passes of the backbone and K² matches.
-
-        Args:
-            supports: At least two, as for `encode_supports`.
-            masks: As for `encode_supports`.
-
-        Returns:
-            A rating for each support, best first and worst last.
-
-        Raises:
-            TypeError: As `encode_supports`.
-            ValueError: As `encode_supports`, or if there are fewer than two supports.
-
-        Example:
-            >>> worst = model.rate_supports(images, masks)[-1]
-            >>> print(f"look at the mask of support {worst.index}: {worst.agreement:.2f}")
-        """
-        return rate(*self._agreements(supports, masks))
-
-    def select_supports(self, pool: Supports, masks: Masks, k: int) -> list[int]:
-        """Choose the k supports of a larger pool that agree best, as `rate_supports` rates them.
-
-        Args:
-            pool: At least two images, as for `encode_supports`.
-            masks: As for `encode_supports`.
-            k: Number of supports to choose, at least 1 and at most as many as the pool has.
-
-        Returns:
-            The indices of the k supports, best first.
-
-        Raises:
-            TypeError: As `encode_supports`.
-            ValueError: As `rate_supports`, or if `k` is out of its range.
-
-        Example:
-            >>> chosen = model.select_supports(images, masks, 5)
-            >>> images, masks = [images[i] for i in chosen], [masks[i] for i in chosen]
-        """
-        _checks.check_integer("k", k, 1, len(as_list(pool)))
-        return [rating.index for rating in self.rate_supports(pool, masks)[:k]]
-
-    def _agreements(self, supports: Supports, masks: Masks) -> tuple[Tensor, Tensor]:
-        """Let each of K supports segment the images of all. Return `compare` of each image."""
-        images, labels = self._load_supports(supports, masks)
-        if len(images) < 2:
-            raise ValueError("got 1 support: expected at least two, which can agree or not")
-        sets = [self._encode_loaded([x], [y]) for x, y in zip(images, labels, strict=True)]
-        groups = list(batched(sets, _MATCHED_AT_ONCE))
-        size = (self.image_size, self.image_size)
-        compared = []
-        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-            pairs = self._match_images([image], groups)[0]
-            answers = [Segmentation.from_scores(m.scores, size).probability for m, _ in pairs]
-            compared.append(compare(torch.stack(answers), resize_label(label, size), i))
-        correlations, easiness = zip(*compared, strict=True)
-        return torch.stack(correlations), torch.stack(easiness)
-
-    @overload
-    def predict(  # type: ignore[overload-overlap]  # a str is also a sequence of str
-        self,
-        query: ImageLike,
-        supports: Supports | SupportSet,
-        masks: Masks | None = None,
-        *,
-        negatives: Negatives | None = None,
-        batch_size: int | None = None,
-        presence_threshold: float = 0.0,
-        generalized: Literal[False] = False,
-    ) -> Segmentation: ...
-
-    @overload
-    def predict(  # type: ignore[overload-overlap]
-        self,
-        query: Sequence[ImageLike],
-        supports: Supports | SupportSet,
-        masks: Masks | None = None,
-        *,
-        negatives: Negatives | None = None,
-        batch_size: int | None = None,
-        presence_threshold: float = 0.0,
-        generalized: Literal[False] = False,
-    ) -> list[Segmentation]: ...
-
-    @overload
-    def predict(  # type: ignore[overload-overlap]
-        self,
-        query: ImageLike,
-        supports: Supports | SupportsByClass,
-        masks: Masks | Mapping[str, Masks] | None = None,
-        *,
-        class_ids: Mapping[str, int] | None = None,
-        negatives: Negatives | Mapping[str, Negatives] | None = None,
-        batch_size: int | None = None,
-        presence_threshold: float = 0.0,
-        generalized: Literal[False] = False,
-    ) -> MulticlassSegmentation: ...
-
-    @overload
-    def predict(
-        self,
-        query: Sequence[ImageLike],
-        supports: Supports | SupportsByClass,
-        masks: Masks | Mapping[str, Masks] | None = None,
-        *,
-        class_ids: Mapping[str, int] | None = None,
-        negatives: Negatives | Mapping[str, Negatives] | None = None,
-        batch_size: int | None = None,
-        presence_threshold: float = 0.0,
-        generalized: Literal[False] = False,
-    ) -> list[MulticlassSegmentation]: ...
-
-    @overload
-    def predict(  # type: ignore[overload-overlap]
-        self,
-        query: ImageLike,
-        supports: Supports | SupportSet | SupportsByClass,
-        masks: Masks | Mapping[str, Masks] | None = None,
-        *,
-        class_ids: Mapping[str, int] | None = None,
-        negatives: Negatives | Mapping[str, Negatives] | None = None,
-        batch_size: int | None = None,
-        presence_threshold: float = 0.0,
-        generalized: Literal[True],
-    ) -> GeneralizedSegmentation: ...
-
-    @overload
-    def predict(
-        self,
-        query: Sequence[ImageLike],
-        supports: Supports | SupportSet | SupportsByClass,
-        masks: Masks | Mapping[str, Masks] | None = None,
-        *,
-        class_ids: Mapping[str, int] | None = None,
-        negatives: Negatives | Mapping[str, Negatives] | None = None,
-        batch_size: int | None = None,
-        presence_threshold: float = 0.0,
-        generalized: Literal[True],
-    ) -> list[GeneralizedSegmentation]: ...
-
-    def predict(
-        self,
-        query: ImageLike | Sequence[ImageLike],
-        supports: Supports | SupportSet | SupportsByClass,
-        masks: Masks | Mapping[str, Masks] | None = None,
-        *,
-        class_ids: Mapping[str, int] | None = None,
-        negatives: Negatives | Mapping[str, Negatives] | None = None,
-        batch_size: int | None = None,
-        presence_threshold: float = 0.0,
-        generalized: bool = False,
-    ) -> Answer | list[Any]:
-        """Segment one image, or a list of images, at their own sizes.
-
-        Images are resized to `image_size` × `image_size`, and the answer back to the query's size.
-
-        A model in eval mode, which is what `from_pretrained` returns, may predict in any number of
-        threads at once. A model in training mode is switched to eval mode and back: nobody else may
-        use it meanwhile.
-
-        Args:
-            query: One image, or a list of images for a list of results.
-            supports: One class: as for `encode_supports`, or its result. Several classes: a dict of
-                these by name; or, with `class_ids`, images that each show some of the classes.
-            masks: As for `encode_supports`, in a dict if `supports` is one. Leave it out with
-                encoded supports.
-            class_ids: The value of each class in `masks`, which are then label maps, such as those
-                of PASCAL VOC: {"cat": 8, "dog": 12}. 255 means "ignore". A class takes the
-                supports that show it.
-            negatives: As for `encode_supports`; with several classes, a dict of lists by name.
-            batch_size: Number of pairs of a query and a class that are computed at once: several
-                queries for one class, or several classes for one query. More need more memory.
-                None: one query, with all its classes.
-            presence_threshold: Smallest `presence` of an answer that keeps its mask, in [0, 1].
-                Below it, the probabilities are 0 everywhere. docs/predict.md says what it costs.
-            generalized: Whether to label the base classes of the model's base learner as well.
-
-        Returns:
-            The segmentation of the query: a `Segmentation` for one class, a
-            `MulticlassSegmentation` for a dict or with `class_ids`, a `GeneralizedSegmentation`
-            with `generalized`. A list of queries gives a list.
-
-        Raises:
-            TypeError: If something is not an image or a mask.
-            ValueError: If an image or mask cannot be read, or has wrong values or a wrong size; if
-                supports and masks do not name the same classes; if no support shows a class; or
-                if `generalized` is true and the model has no base learner.
-
-        Example:
-            >>> result = model.predict("query.jpg", ["support.jpg"], ["support_mask.png"])
-            >>> result.overlay("query.jpg").save("overlay.png")
-        """
-        options = _Options(batch_size, presence_threshold, generalized)
-        options.check()
-        sets = encode_classes(self.encode_supports, supports, masks, class_ids, negatives)
-        if not isinstance(query, list | tuple):
-            queries = [cast(ImageLike, query)]
-            return _raise_error(next(self._answers(queries, sets, options)))
-        answers = self._answers(query, sets, options)
-        return [_raise_error(x, f"query {i}: ") for i, x in enumerate(answers)]
-
-    def predict_iter(
-        self,
-        queries: Iterable[ImageLike],
-        supports: Supports | SupportSet | SupportsByClass,
-        masks: Masks | Mapping[str, Masks] | None = None,
-        *,
-        class_ids: Mapping[str, int] | None = None,
-        negatives: Negatives | Mapping[str, Negatives] | None = None,
-        batch_size: int | None = None,
-        presence_threshold: float = 0.0,
-        generalized: bool = False,
-    ) -> Iterator[Answer | OSError | TypeError | ValueError]:
-        """Segment any number of images, one after the other, also if some cannot be read.
-
-        Args:
-            queries: Images, for example `Path("photos").glob("*.jpg")`. They are read when their
-                turn comes.
-            supports: As for `predict`.
-            masks: As for `predict`.
-            class_ids: As for `predict`.
-            negatives: As for `predict`.
-            batch_size: As for `predict`.
-            presence_threshold: As for `predict`.
-            generalized: As for `predict`.
-
-        Returns:
-            An iterator with an entry for each query, in their order: its answer as from `predict`,
-            or the error if it is not an image that can be read.
-
-        Raises:
-            TypeError: As `predict`, for supports and masks.
-            ValueError: As `predict`, for supports and masks.
-
-        Example:
-            >>> for path, answer in zip(paths, model.predict_iter(paths, fish)):
-            ...     if isinstance(answer, Exception):
-            ...         print(path, answer)
-        """
-        if isinstance(queries, str | os.PathLike | Image.Image | np.ndarray | Tensor):
-            raise TypeError(
-                f"queries is one {type(queries).__name__}: expected an iterable of images, such as "
-                'Path("photos").glob("*.jpg")'
-            )
-        options = _Options(batch_size, presence_threshold, generalized)
-        options.check()
-        sets = encode_classes(self.encode_supports, supports, masks, class_ids, negatives)
-        return self._answers(queries, sets, options)
-
-    def _answers(
-        self,
-        queries: Iterable[ImageLike],
-        supports: SupportSet | Mapping[str, SupportSet],
-        options: "_Options",
-    ) -> Iterator[Answer | OSError | TypeError | ValueError]:
-        """Yield the answer of each query, or the error of reading it."""
-        by_name = supports if isinstance(supports, Mapping) else {"novel": supports}
-        sets = list(by_name.values())
-        if several := [s for s in sets if len(s.prototypes) != 1]:
-            raise ValueError(
-                f"a set holds {len(several[0].prototypes)} episodes: expected one for each class, "
-                "as encode_supports gives"
-            )
-        order, groups = group_by_shots(sets, options.batch_size or len(sets))
-        at_once = options.batch_size or 1 if len(sets) == 1 else 1
-        for batch in batched(queries, at_once):
-            loaded = [_load_or_error(query) for query in batch]
-            images = [image for image in loaded if isinstance(image, Tensor)]
-            matches = iter(self._match_images(images, groups))
-            for image in loaded:
-                if not isinstance(image, Tensor):
-                    yield image
-                    continue
-                pairs = next(matches)
-                answers = [
-                    _answer(match, evidence, image).emptied_below(options.presence_threshold)
-                    for match, evidence in pairs
-                ]
-                if supports is not by_name and not options.generalized:
-                    yield answers[0]
-                    continue
-                by_number = dict(zip(order, answers, strict=True))
-                many = MulticlassSegmentation.from_answers(
-                    {name: by_number[i] for i, name in enumerate(by_name)}
-                )
-                network_size = (self.image_size, self.image_size)
-                yield (
-                    GeneralizedSegmentation.of(many, pairs[0][0], network_size)
-                    if options.generalized
-                    else many
-                )
-
-    def _match_images(
-        self, images: list[Tensor], groups: list[list[SupportSet]]
-    ) -> list[list[tuple[Matches, Evidence | None]]]:
-        """Match each image with each set, several images only with one set."""
-        if not images:
-            return []
-        with _evaluating(self):
-            query = torch.stack([self._prepare(image) for image in images])
-            matches = [m for several in self.match_sets(query, groups) for m in several.split()]
-        seen = list(self.backbone.denormalise(query).clamp(0, 1).mul(255).round().byte().cpu())
-        seen = seen if len(images) > 1 else seen * len(matches)
-        pairs = [(m, Evidence.of(m, x)) for m, x in zip(matches, seen, strict=True)]
-        return [[pair] for pair in pairs] if len(images) > 1 else [pairs]
-
-    def match_sets(self, query: Tensor, groups: Groups) -> Iterator[Matches]:
-        """Match one query with several sets, or several queries with one set.
-
-        A network that can share work between the sets overrides this.
-
-        Args:
-            query: (B, 3, H, W), as for `scores`. B is 1 unless there is only one set.
-            groups: Sets of one episode. Those of a group have the same number of shots: a network
-                may compute them at once.
-
-        Returns:
-            An iterator of the matches of each group, N = sets · B.
-        """
-        for group in groups:
-            yield Matches(torch.cat([self.scores(query, supports) for supports in group]))
-
-    def _prepare(self, image: Tensor) -> Tensor:
-        """(3, H, W) in [0, 1] → (3, image_size, image_size), normalised, on the model's device."""
-        weight = next(self.parameters())
-        resized = resize_image(image.to(weight.device), (self.image_size, self.image_size))
-        return self.backbone.normalise(resized).to(weight.dtype)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -728,38 +252,6 @@ class FewShotModel(nn.Module, HubMixin, ABC):
         return [group for group in groups if group["params"]]
 
 
-class _Options(NamedTuple):
-    """Arguments of `predict` that concern the answers."""
-
-    batch_size: int | None
-    presence_threshold: float
-    generalized: bool
-
-    def check(self) -> None:
-        if self.batch_size is not None:
-            _checks.check_integer("batch_size", self.batch_size, 1, 2**16)
-        _checks.check_probabilities(presence_threshold=self.presence_threshold)
-
-
-def _answer(match: Matches, evidence: Evidence | None, image: Tensor) -> Segmentation:
-    presence = None if match.presence is None else match.presence.item()
-    return Segmentation.from_scores(match.scores, image.shape[-2:], presence, evidence)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Compute in eval mode without gradients. Afterwards, every module has its own mode again."""
-    training = [module for module in model.modules() if module.training]
-    if training:
-        model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 @cache
 def _use_one_thread_after_forks() -> None:
     """Let forked processes compute with one thread, as torch's own data loaders do.
@@ -785,32 +277,6 @@ def _is_forked_worker() -> bool:
         return True
     is_default = type(worker) is multiprocessing.Process
     return is_default and multiprocessing.get_start_method() == "fork"
-
-
-@contextmanager
-def _naming(what: str) -> Iterator[None]:
-    """Put `what` before the message of an error that says what is wrong with an input."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        if not what:
-            raise
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{what}{error}") from error
-
-
-def _load_or_error(query: ImageLike) -> Tensor | OSError | TypeError | ValueError:
-    try:
-        return load_image(query)
-    except (OSError, TypeError, ValueError) as error:
-        return error
-
-
-def _raise_error(answer: Answer | OSError | TypeError | ValueError, what: str = "") -> Answer:
-    if isinstance(answer, Exception):
-        with _naming(what):
-            raise answer
-    return answer
 
 
 def _trainable(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
