@@ -1,0 +1,87 @@
+"""The examples that fit presence and measure negatives, on a small tree in the format of VOC."""
+
+import logging
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trees
+from conftest import make
+
+from hdmnet import HDMNet
+
+pytest.importorskip("tqdm", reason="needs hdmnet[eval]")
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Twelve images: buses, cars and cats by turns."""
+    make().save_pretrained(tmp_path / "model")
+    labels = {
+        f"2008_{i:06}": trees.boxes_label((70, 80), {(5, 5, 65, 65): 6 + i % 3}) for i in range(12)
+    }
+    return trees.voc(tmp_path, labels) / "VOCdevkit" / "VOC2012"
+
+
+def test_fit_presence(
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    arguments = ["pascal", root, "--model", tmp_path / "model", "--out", tmp_path / "fitted"]
+    arguments += ["--fit", "6-7", "--test", "8-8", "--shots", 2, "--episodes", 3]
+    script = runpy.run_path(str(EXAMPLES / "fit_presence.py"))
+    monkeypatch.setattr("sys.argv", ["fit_presence.py", *map(str, arguments)])
+    caplog.set_level(logging.INFO)
+    script["main"]()
+    fitted = HDMNet.from_pretrained(tmp_path / "fitted")
+    assert len(fitted.presence.center) == fitted.backbone.channels[2]
+    assert (fitted.presence.scale, fitted.presence.bias) != (10.0, -5.0)
+    text = caplog.text
+    assert "1 shots, 3 queries with the class and 3 without: AUROC" in text
+    assert "2 shots, 3 queries" in text
+    assert text.count("| 0.3 |") >= 2
+
+
+def test_logistic_regression() -> None:
+    script = runpy.run_path(str(EXAMPLES / "fit_presence.py"))
+    x = torch.linspace(-3, 3, 4001)
+    y = (torch.rand(4001) < (2 * x - 1).sigmoid()).float()
+    assert script["logistic_regression"](x, y) == pytest.approx((2, -1), abs=0.2)
+
+
+def test_report() -> None:
+    """AUROC of 3 pairs of which 2 are in order; a threshold empties what is below it."""
+    script = runpy.run_path(str(EXAMPLES / "fit_presence.py"))
+    full = torch.ones(4, 4)
+
+    def answered(shown: bool, presence: float, iou: float) -> object:
+        return script["Answered"](1, shown, script["Segmentation"](full, presence), iou)
+
+    results = [answered(True, 0.9, 0.8), answered(False, 0.2, 0), answered(False, 0.95, 0)]
+    text = script["report"](results, 1)
+    assert "AUROC 0.500" in text
+    assert "| 0.5 | 0.800 | 1.00 | 0.50 | 0.500 |" in text
+
+
+def test_measure_negatives(
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    arguments = [root, "--model", tmp_path / "model", "--pairs", "bus:car,car:cat"]
+    arguments += ["--episodes", 1, "--min-area", 1]
+    script = runpy.run_path(str(EXAMPLES / "measure_negatives.py"))
+    monkeypatch.setattr("sys.argv", ["measure_negatives.py", *map(str, arguments)])
+    caplog.set_level(logging.INFO)
+    script["main"]()
+    rows = {line.split("|")[1].strip(): line.split("|")[2:4] for line in caplog.messages[1:]}
+    assert rows.keys() == {"none", "image", "mask"}
+    areas = {name: float(values[0]) for name, values in rows.items()}
+    assert np.all([areas[name] <= areas["none"] for name in ("image", "mask")])
