@@ -1,25 +1,41 @@
-"""Export to ONNX: one graph encodes supports, the other segments queries with them.
+"""Export to ONNX: a graph that encodes supports and one for queries, or one graph of a class."""
 
-Needs the extra `onnx`: in a clone, `pip install '.[onnx]'`.
-"""
-
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hdmnet._files import write_whole
 from hdmnet.model import HDMNet
+from hdmnet.preprocess import resize_image
+from hdmnet.segmentation import Segmentation
 from hdmnet.supports import SupportSet
 
-ENCODER, MATCHER = "supports.onnx", "query.onnx"
+ENCODER, MATCHER, CLASS = "supports.onnx", "query.onnx", "segment.onnx"
+KEY, FORMAT = "hdmnet", "hdmnet onnx 1"
+"""Key of the metadata of each graph, and what it says first."""
 SMALLEST = 64
 """Smallest height and width, in pixels: for smaller images, the exporter takes other branches."""
 
 
-def export_onnx(model: HDMNet, folder: str | Path) -> tuple[Path, Path]:
-    """Write a model as two ONNX graphs, in float32.
+@overload
+def export_onnx(model: HDMNet, folder: str | Path) -> tuple[Path, Path]: ...
+
+
+@overload
+def export_onnx(model: HDMNet, folder: str | Path, supports: SupportSet) -> Path: ...
+
+
+def export_onnx(
+    model: HDMNet, folder: str | Path, supports: SupportSet | None = None
+) -> Path | tuple[Path, Path]:
+    """Write a model as ONNX graphs, in float32: two graphs for all classes, or one for one class.
+
+    Without `supports`:
 
     * `supports.onnx` takes `supports` (1, K, 3, H, W) and `masks` (1, K, H, W), as for
       `HDMNet.forward`, and returns the tensors of a `SupportSet`.
@@ -28,21 +44,28 @@ def export_onnx(model: HDMNet, folder: str | Path) -> tuple[Path, Path]:
 
     B, H and W are free, with H and W at least 64 and at least `model.smallest_size`. K is free
     too, except if the model has a base learner and was trained with several shots: then K must be
-    `shots`.
+    `shots`. `Session` runs the two graphs.
+
+    With `supports`, `segment.onnx` holds the class, and all that `predict` does with an image. It
+    takes `image` (H, W, 3), uint8 RGB of any size, and returns `probability` (H, W), float32 in
+    [0, 1]. `examples/onnx_without_torch.py` runs it without this package.
 
     Args:
         model: The model. It is not changed.
         folder: Folder to write to. It is created if it does not exist.
+        supports: The class: the result of `model.encode_supports`.
 
     Returns:
-        The paths of `supports.onnx` and `query.onnx`.
+        The paths of `supports.onnx` and `query.onnx`, or the path of `segment.onnx`.
 
     Raises:
         ImportError: If the packages of `hdmnet[onnx]` are not installed.
+        ValueError: If another model encoded the supports, or the set holds several episodes.
 
     Example:
         >>> encoder, matcher = export_onnx(model, "onnx")
-        >>> session = onnxruntime.InferenceSession(matcher)
+        >>> fish = model.encode_supports("support.jpg", "support.png")
+        >>> path = export_onnx(model, "fish", fish)
     """
     try:
         import onnxscript  # noqa: F401
@@ -52,6 +75,30 @@ def export_onnx(model: HDMNet, folder: str | Path) -> tuple[Path, Path]:
         ) from error
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if supports is not None:
+        return _export_class(model, folder / CLASS, supports)
+    return _export_pair(model, folder)
+
+
+def _export_class(model: HDMNet, path: Path, supports: SupportSet) -> Path:
+    if len(supports.prototypes) != 1:
+        raise ValueError(
+            f"the set holds {len(supports.prototypes)} episodes: expected one, as encode_supports "
+            "gives"
+        )
+    supports = supports.to("cpu", torch.float32)
+    model = model.fused().cpu().float()
+    # An exported graph compares no fingerprint.
+    supports.check_fits(model.fingerprint, model._support_channels, supports.prototypes.device)
+    size = {0: torch.export.Dim("height", max=2**15), 1: torch.export.Dim("width", max=2**15)}
+    about = {"fingerprint": model.fingerprint(), "shots": supports.shots}
+    image = torch.zeros(300, 400, 3, dtype=torch.uint8)
+    module = _Class(model, supports).eval()
+    _write(module, (image,), (size,), path, ["image"], ["probability"], about)
+    return path
+
+
+def _export_pair(model: HDMNet, folder: Path) -> tuple[Path, Path]:
     trained: int = model.config["shots"]
     fixed = model.ensemble is not None and trained > 1
     model = model.fused().cpu().float()
@@ -85,6 +132,13 @@ def export_onnx(model: HDMNet, folder: str | Path) -> tuple[Path, Path]:
             axes[name] = shot_axis | {2: positions[f"n{last}"]}
         else:
             axes[name] = shot_axis
+    about = {
+        "fingerprint": model.fingerprint(),
+        "image_size": model.image_size,
+        "mean": model.backbone.mean,
+        "std": model.backbone.std,
+        "channels": encoded.channels,
+    }
     paths = folder / ENCODER, folder / MATCHER
     names = [name.replace(".", "_") for name in tensors]
     _write(
@@ -94,6 +148,7 @@ def export_onnx(model: HDMNet, folder: str | Path) -> tuple[Path, Path]:
         paths[0],
         ["supports", "masks"],
         names,
+        about,
     )
     query = torch.rand(2, 3, size + 8, size)
     _write(
@@ -103,6 +158,7 @@ def export_onnx(model: HDMNet, folder: str | Path) -> tuple[Path, Path]:
         paths[1],
         ["query", *names],
         ["scores"],
+        about,
     )
     return paths
 
@@ -114,6 +170,7 @@ def _write(
     path: Path,
     inputs: list[str],
     outputs: list[str],
+    about: Mapping[str, object],
 ) -> None:
     program = torch.onnx.export(
         module,
@@ -125,7 +182,28 @@ def _write(
         verbose=False,
     )
     assert program is not None
+    program.model = _rewrite(program.model)
+    program.model.metadata_props[KEY] = json.dumps({"format": FORMAT, **about})
     write_whole(path, program.save)
+
+
+def _rewrite(graph: Any) -> Any:
+    """Write softmax(x) of two channels as sigmoid(x - flip(x)).
+
+    onnxruntime would transpose the full-size map for a softmax over channels.
+    """
+    from onnxscript.rewriter import pattern, rewrite
+
+    def softmax(op: Any, x: Any) -> Any:
+        return op.Softmax(x, axis=1)
+
+    def sigmoid(op: Any, x: Any) -> Any:
+        return op.Sigmoid(op.Sub(x, op.Gather(x, op.Constant(value_ints=[1, 0]), axis=1)))
+
+    def has_two_channels(context: Any, x: Any) -> bool:
+        return x.shape is not None and len(x.shape) == 4 and x.shape[1] == 2
+
+    return rewrite(graph, [pattern.RewriteRule(softmax, sigmoid, has_two_channels)])
 
 
 class _Encoder(nn.Module):
@@ -146,6 +224,27 @@ class _Matcher(nn.Module):
     def forward(self, query: Tensor, *tensors: Tensor) -> Tensor:
         named = dict(zip(self.names, tensors, strict=True))
         return self.model.scores(query, SupportSet.from_named_tensors(named))
+
+
+class _Class(nn.Module):
+    """What `predict` does with one image."""
+
+    def __init__(self, model: HDMNet, supports: SupportSet) -> None:
+        super().__init__()
+        self.model = model
+        self.supports = supports
+        mean, std = (torch.tensor(x) for x in (model.backbone.mean, model.backbone.std))
+        self.scale = nn.Buffer((1 / (255 * std)).view(3, 1, 1, 1))
+        self.shift = nn.Buffer(-mean / std)
+
+    def forward(self, image: Tensor) -> Tensor:
+        size = (self.model.image_size, self.model.image_size)
+        resized = resize_image(image.permute(2, 0, 1).float(), size)
+        # A convolution, because onnxruntime runs plain arithmetic slowly before int8 layers.
+        query = F.conv2d(resized[None], self.scale, self.shift, groups=3)
+        return Segmentation.from_scores(
+            self.model.scores(query, self.supports), image.shape[:2]
+        ).probability
 
 
 class _PoolByMatrix(nn.Module):
