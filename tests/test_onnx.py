@@ -93,6 +93,9 @@ def test_session_refuses_what_does_not_fit(exported: tuple[HDMNet, Path, Path]) 
     if model.config["shots"] == 2:
         with pytest.raises(ValueError, match="got 1 supports: this graph takes 2"):
             session.encode_supports(SUPPORT, MASK)
+    negative = model.encode_supports([SUPPORT] * 2, [MASK] * 2, [QUERY])
+    with pytest.raises(ValueError, match="a session has no use of negatives"):
+        session.predict(QUERY, negative)
     with pytest.raises(FileNotFoundError, match="export_onnx"):
         Session(encoder.parent / "elsewhere")
 

@@ -102,6 +102,11 @@ class Network(FewShotModel):
     def scores(self, query: Tensor, supports: SupportSet) -> Tensor:
         """See `FewShotModel.scores`."""
         supports.check_fits(self.fingerprint, self._channels, query.device)
+        if supports.negatives is not None:
+            raise ValueError(
+                "a session has no use of negatives: write a file of this class with "
+                "export_onnx(model, folder, supports), or use the model"
+            )
         tensors = supports.to(dtype=torch.float32).named_tensors().values()
         feed = {"query": query, **dict(zip(self._names, tensors, strict=True))}
         return _run(self.matcher, feed)[0]
