@@ -25,6 +25,7 @@ OPTIONS = {
     "shot_hidden_dim": 0,
     "frozen_norm": False,
     "layers": None,
+    "presence": {"scale": 2.0, "bias": -1.0, "center": [0.5] * 288},
 }
 
 
