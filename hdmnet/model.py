@@ -14,7 +14,7 @@ from hdmnet.nn import _checks, _fast
 from hdmnet.nn._precision import no_autocast, upcast
 from hdmnet.nn._resize import nearest, upsample, widen_small
 from hdmnet.nn.attention import SupportTokens
-from hdmnet.nn.backbone import FeaturePyramid
+from hdmnet.nn.backbone import FeaturePyramid, needs_all_at_once
 from hdmnet.nn.encoder import HierarchicalEncoder
 from hdmnet.nn.ensemble import BaseLearner, BaseMetaEnsemble
 from hdmnet.nn.matching import CascadeMatching
@@ -157,7 +157,7 @@ class HDMNet(FewShotModel):
         _checks.check_images("supports", supports, "B, K, 3, H, W", self.smallest_size)
         _checks.check_masks(masks, supports)
         masked = supports * (masks == 1)[:, :, None].to(supports.dtype)
-        if _fast.needs_all_at_once(self.pretrained_parts()):
+        if needs_all_at_once(self.pretrained_parts()):
             features = self.backbone(rearrange(masked, "b k c h w -> (b k) c h w"))
             return self.encode_features(features, masks)
         # One shot at a time; the backward pass computes their tokens again: memory grows little.
@@ -195,7 +195,7 @@ class HDMNet(FewShotModel):
         )
         # The prior compares the foreground: f5 is computed there only.
         mask = nearest(mask, f4.shape[-2:])
-        whole = _fast.needs_all_at_once(self.pretrained_parts())
+        whole = needs_all_at_once(self.pretrained_parts())
         box = None if whole else _fast.foreground_window(mask)
         f5 = self._f5(f3, f4, box)
         if box is not None:

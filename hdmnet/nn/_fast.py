@@ -7,7 +7,7 @@ two. Compiled and exported graphs must not depend on values or on the number of 
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeGuard, TypeVar, cast
 
 import torch
@@ -32,18 +32,6 @@ POSITIONS = 2048
 
 
 # Memory
-
-
-def needs_all_at_once(parts: Iterable[nn.Module]) -> bool:
-    """Whether features must be computed for all shots and the whole grid at once.
-
-    A norm that takes statistics of the batch needs all of it. A compiled graph would hold the
-    network K times, and must not depend on the masks.
-    """
-    if torch.compiler.is_compiling():
-        return True
-    modules = (module for part in parts for module in part.modules())
-    return any(isinstance(module, _BatchNorm) and module.training for module in modules)
 
 
 def recompute(function: Callable[..., T], *inputs: object) -> T:

@@ -1,6 +1,6 @@
 """Backbone features: three levels of any timm model, on one grid."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import timm
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from timm.models import is_model_in_modules
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from hdmnet.nn import _checks, _fast
 from hdmnet.nn._resize import upsample
@@ -248,3 +249,15 @@ def _round_pools_up(body: nn.Module) -> None:
     for module in body.modules():
         if isinstance(module, nn.MaxPool2d):
             module.ceil_mode = True
+
+
+def needs_all_at_once(parts: Iterable[nn.Module]) -> bool:
+    """Whether features must be computed for all shots and the whole grid at once.
+
+    A norm that takes statistics of the batch needs all of it. A compiled graph would hold the
+    network K times, and must not depend on the masks.
+    """
+    if torch.compiler.is_compiling():
+        return True
+    modules = (module for part in parts for module in part.modules())
+    return any(isinstance(module, _BatchNorm) and module.training for module in modules)
