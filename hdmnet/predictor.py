@@ -96,6 +96,10 @@ class Predictor(nn.Module, ABC):
             >>> results = model.predict(["query_1.jpg", "query_2.jpg"], fish)
         """
         encoded = self._encode_loaded(*self._load_supports(supports, masks))
+        if negatives is None:
+            return encoded
+        kinds = (list, tuple)
+        _checks.check_type("negatives", negatives, kinds, "a list of images or (image, mask)")
         if not negatives:
             return encoded
         directions = []
@@ -120,7 +124,7 @@ class Predictor(nn.Module, ABC):
             if not (labels[i] == 1).any():
                 warnings.warn(
                     f"the mask of support {i} is empty: it shows nothing of the class, but it "
-                    "changes the answer. Leave this support out",
+                    "changes the answer. Leave it out, or give its image to negatives",
                     stacklevel=3,
                 )
         return tensors, labels

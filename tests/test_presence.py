@@ -196,6 +196,14 @@ class TestNegatives:
                 picture(), {"a": support[0]}, {"a": support[1]}, negatives={"b": [picture()]}
             )
 
+    def test_must_be_a_list(self, model: HDMNet, support: tuple) -> None:
+        with pytest.raises(TypeError, match="negatives must be a list of images"):
+            model.predict(picture(), *support, negatives=picture())
+        plain = model.predict(picture(), *support)
+        assert torch.equal(
+            model.predict(picture(), *support, negatives=[]).probability, plain.probability
+        )
+
     def test_a_network_without_use_of_them(self, support: tuple) -> None:
         class Simple(FewShotModel):
             def __init__(self) -> None:
