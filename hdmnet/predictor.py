@@ -507,18 +507,24 @@ class Predictor(nn.Module, ABC):
         if not images:
             return []
         with _evaluating(self):
-            query = torch.stack([self._prepare(image) for image in images])
-            matches = [m for several in self.match_sets(query, groups) for m in several.split()]
-        seen = list(self.backbone.denormalise(query).clamp(0, 1).mul(255).round().byte().cpu())
+            resized = torch.stack([self._resize(image) for image in images])
+            several = self.match_sets(self._normalise(resized), groups)
+            matches = [match for group in several for match in group.split()]
+        seen = list(resized.mul(255).round().byte().cpu())
         seen = seen if len(images) > 1 else seen * len(matches)
         pairs = [(m, Evidence.of(m, x)) for m, x in zip(matches, seen, strict=True)]
         return [[pair] for pair in pairs] if len(images) > 1 else [pairs]
 
     def _prepare(self, image: Tensor) -> Tensor:
         """(3, H, W) in [0, 1] → (3, image_size, image_size), normalised, on the model's device."""
-        weight = next(self.parameters())
-        resized = resize_image(image.to(weight.device), (self.image_size, self.image_size))
-        return self.backbone.normalise(resized).to(weight.dtype)
+        return self._normalise(self._resize(image))
+
+    def _resize(self, image: Tensor) -> Tensor:
+        size = (self.image_size, self.image_size)
+        return resize_image(image.to(next(self.parameters()).device), size)
+
+    def _normalise(self, resized: Tensor) -> Tensor:
+        return self.backbone.normalise(resized).to(next(self.parameters()).dtype)
 
 
 class _Options(NamedTuple):

@@ -127,11 +127,6 @@ class FeaturePyramid(nn.Module):
         """Normalise (…, 3, H, W) RGB in [0, 1] with `mean` and `std`, as `forward` expects it."""
         return normalise(images, self.mean, self.std)
 
-    def denormalise(self, images: Tensor) -> Tensor:
-        """Undo `normalise`: (…, 3, H, W) → RGB in [0, 1]."""
-        means, stds = (images.new_tensor(x).view(3, 1, 1) for x in (self.mean, self.std))
-        return images * stds + means
-
     @torch.no_grad()
     def smallest_size(self, grid: int) -> int:
         """Return the smallest height and width of an image whose features fill `grid` × `grid`.

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from hdmnet.nn._checks import check_shapes, check_type
@@ -108,7 +108,7 @@ class Presence(nn.Module):
             ValueError: If a shape does not fit.
         """
         check_shapes("B, C, h, w; N, 2, H, W", query=query, scores=scores)
-        p = object_probability(scores).unflatten(0, (len(query), -1))
+        p = object_probability(scores).unflatten(0, (query.shape[0], -1))
         each = self.found(query, p).tensor_split(len(supports), dim=1)
         compared = [self._compare(*x) for x in zip(each, supports, negatives, strict=True)]
         cosine, gap = (torch.cat(parts, dim=1).flatten() for parts in zip(*compared, strict=True))
@@ -148,11 +148,11 @@ class Presence(nn.Module):
         self, found: Tensor, support: PriorFeatures, negatives: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Compute cos(f, d) and g, both (B, n), of f (B, n, C)."""
-        classes = _for_each(self.shown(support).to(found.dtype), len(found))
+        classes = _for_each(self.shown(support).to(found.dtype), found.shape[0])
         cosine = F.cosine_similarity(found, classes, dim=-1)
         if negatives is None:
             return cosine, torch.zeros_like(cosine)
-        others = _for_each(negatives.to(found.dtype), len(found))
+        others = _for_each(negatives.to(found.dtype), found.shape[0])
         nearest = F.cosine_similarity(found[:, :, None], others, dim=-1).amax(dim=-1)
         return cosine, (cosine - nearest).clamp(max=0)
 
@@ -172,5 +172,7 @@ def object_probability(scores: Tensor) -> Tensor:
 
 def _for_each(episodes: Tensor, queries: int) -> Tensor:
     """Arrange (episodes, ...) as (queries, n, ...); queries may share an episode."""
-    shared = episodes.repeat_interleave(max(queries // len(episodes), 1), dim=0)
-    return shared.unflatten(0, (queries, -1))
+    if episodes.shape[0] < queries:
+        shared = queries // episodes.shape[0]
+        episodes = repeat(episodes, "episodes ... -> (episodes n) ...", n=shared)
+    return episodes.unflatten(0, (queries, -1))
