@@ -15,8 +15,8 @@ install: ## Install the package in place, with all that development needs
 test: ## Run the tests, without the slow ones
 	pytest
 
-test-slow: ## Run the slow tests
-	pytest -m slow
+test-slow: ## Run the slow tests, in two processes of one thread each
+	OMP_NUM_THREADS=1 pytest -m slow -n 2 --dist loadscope
 
 lint: ## Check style, formatting and the rules of imports
 	ruff check .

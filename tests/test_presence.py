@@ -85,6 +85,7 @@ class TestPresence:
             ([1.0], "must be a dict"),
             ({"scale": 1.0}, "has the keys"),
             ({"scale": "x", "bias": 0.0, "center": []}, "must be a number"),
+            ({"scale": 1.0, "bias": float("nan"), "center": []}, "expected finite numbers"),
             ({"scale": 1.0, "bias": 0.0, "center": [1.0]}, "has 1 entries: expected 512"),
         ],
     )

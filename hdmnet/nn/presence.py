@@ -1,5 +1,6 @@
 """Does a query show any of the class? The features of what was found against the supports'."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -73,14 +74,16 @@ class Presence(nn.Module):
                 f"presence has the keys {sorted(config)}: expected scale, bias and center"
             )
         scale, bias, center = config["scale"], config["bias"], config["center"]
-        for name, value in (("scale", scale), ("bias", bias)):
-            check_type(f"presence[{name!r}]", value, (int, float), "a number")
         check_type("presence['center']", center, (list, tuple), "a list of numbers")
-        if len(center) not in (0, channels) or not all(isinstance(x, int | float) for x in center):
+        if len(center) not in (0, channels):
             raise ValueError(
-                f"presence['center'] has {len(center)} entries: expected {channels} numbers, the "
-                "channels of f4, or none"
+                f"presence['center'] has {len(center)} entries: expected {channels}, the channels "
+                "of f4, or none"
             )
+        for value in (scale, bias, *center):
+            check_type("each value of presence", value, (int, float), "a number")
+            if not math.isfinite(value):
+                raise ValueError(f"presence holds {value}: expected finite numbers")
         return cls(scale, bias, center)
 
     def forward(
