@@ -15,6 +15,8 @@ from hdmnet.nn.priors import PriorFeatures
 
 NEGATIVE_SCALE = 10.0
 """Logits that a difference of 1 between two cosines takes away."""
+TINY = 1e-12
+"""Guard of a division by a norm."""
 SURE = 1e-3
 """A probability of exactly 1 has no logit: it counts as 1 - SURE."""
 
@@ -138,14 +140,33 @@ class Presence(nn.Module):
         """
         q = rearrange(upcast(query), "b c h w -> b (h w) c")
         p = F.interpolate(upcast(probability), query.shape[-2:], mode="area").flatten(2)
-        with no_autocast(q):
-            return p.to(q.dtype) ** 2 @ self._direction(q)
+        return self._sum_directions(q, q.norm(dim=-1), p.to(q.dtype) ** 2)
 
     def shown(self, support: PriorFeatures) -> Tensor:
         """Sum the directions of the objects of B episodes: d, (B, C)."""
-        unit, norm = upcast(support.unit), upcast(support.norm)
-        inside = (norm > 0)[..., None]
-        return (self._direction(unit * norm[..., None]) * inside).sum(dim=(1, 2))
+        unit = rearrange(upcast(support.unit), "b k n c -> b (k n) c")
+        norm = rearrange(upcast(support.norm), "b k n -> b (k n)")
+        return self._sum_directions(unit, norm, (norm > 0).to(unit.dtype)[:, None], norm)[:, 0]
+
+    def _sum_directions(
+        self, x: Tensor, norm: Tensor, weight: Tensor, scale: Tensor | float = 1.0
+    ) -> Tensor:
+        """Compute Σ_i w_i u(s_i x_i − μ): (B, n, C).
+
+        |s x − μ|² = |s x|² − 2 s x · μ + |μ|²: so the differences need no memory.
+
+        Args:
+            x: (B, N, C) features.
+            norm: (B, N) norms of s x.
+            weight: (B, n, N) weights w.
+            scale: (B, N) factors s.
+        """
+        center = torch.tensor(self.center or (0.0,) * x.shape[-1], dtype=x.dtype, device=x.device)
+        with no_autocast(x):
+            squared = norm**2 - 2 * (x @ center) * scale + center @ center
+            weight = weight * squared.clamp(min=TINY).rsqrt()[:, None]
+            scaled = weight * scale if isinstance(scale, float) else weight * scale[:, None]
+            return scaled @ x - weight.sum(dim=-1, keepdim=True) * center
 
     def _compare(
         self, found: Tensor, support: PriorFeatures, negatives: Tensor | None
@@ -158,10 +179,6 @@ class Presence(nn.Module):
         others = _for_each(negatives.to(found.dtype), found.shape[0])
         nearest = F.cosine_similarity(found[:, :, None], others, dim=-1).amax(dim=-1)
         return cosine, (cosine - nearest).clamp(max=0)
-
-    def _direction(self, x: Tensor) -> Tensor:
-        center = torch.tensor(self.center or 0.0, dtype=x.dtype, device=x.device)
-        return F.normalize(x - center, dim=-1)
 
 
 def object_probability(scores: Tensor) -> Tensor:
