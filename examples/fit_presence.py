@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from hdmnet import HDMNet, Segmentation
-from hdmnet.data import EpisodeSampler, LabelledImages, MaskFolders, PascalVOC
+from hdmnet import HDMNet, Segmentation, load_mask
+from hdmnet.data import VOID, EpisodeSampler, LabelledImages, MaskFolders, PascalVOC
 from hdmnet.preprocess import resize_image
 
 logger = logging.getLogger(__name__)
@@ -63,14 +63,14 @@ def answers(
     for query, supports, label in tqdm(sampler, "episodes"):
         without = [i for i in range(len(source)) if label not in areas[i]]
         images = [source.image(i) for i in supports]
-        masks = [(source.label(i) == label).astype(np.uint8) for i in supports]
+        masks = [load_mask(source.label(i), label=label, ignore=VOID) for i in supports]
         encoded = [model.encode_supports(x, m) for x, m in zip(images, masks, strict=True)]
         for shots in dict.fromkeys((1, args.shots)):
             support_set = encoded[0].merge(*encoded[1:shots])
             for shown, index in ((True, query), (False, int(rng.choice(without)))):
                 answer = model.predict(source.image(index), support_set)
                 truth = torch.from_numpy(source.label(index))
-                a, b = answer.mask[truth != 255], truth[truth != 255] == label
+                a, b = answer.mask[truth != VOID], truth[truth != VOID] == label
                 iou = (a & b).sum().item() / max((a | b).sum().item(), 1)
                 yield Answered(shots, shown, answer, iou)
 

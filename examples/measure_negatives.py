@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hdmnet import HDMNet
-from hdmnet.data import PascalVOC
+from hdmnet import HDMNet, load_mask
+from hdmnet.data import VOID, PascalVOC
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +47,8 @@ def main() -> None:
             i for i, a in enumerate(areas) if a.get(shown, 0) >= args.min_area and hidden not in a
         ]
 
-    def mask(index: int, label: int) -> np.ndarray:
-        return (source.label(index) == label).astype(np.uint8)
+    def mask(index: int, label: int) -> torch.Tensor:
+        return load_mask(source.label(index), label=label, ignore=VOID)
 
     false_area, iou = defaultdict(list), defaultdict(list)
     pairs = [[source.classes.index(n) + 1 for n in p.split(":")] for p in args.pairs.split(",")]
@@ -64,8 +64,8 @@ def main() -> None:
             encoded = model.encode_supports(images, masks, negatives)
             false_area[name].append(model.predict(source.image(wrong), encoded).mask.float().mean())
             truth = torch.from_numpy(source.label(query))
-            found = model.predict(source.image(query), encoded).mask[truth != 255]
-            true = truth[truth != 255] == label
+            found = model.predict(source.image(query), encoded).mask[truth != VOID]
+            true = truth[truth != VOID] == label
             iou[name].append((found & true).sum() / (found | true).sum().clamp(min=1))
     logger.info("| negative | false area on a relative | mean IoU on the class |\n|---|---|---|")
     for name in false_area:
