@@ -117,7 +117,7 @@ class Segmentation:
         Example:
             >>> result.explain().picture().save("why.png")
         """
-        return Explanation.of(self._evidence, self.probability > THRESHOLD)
+        return Explanation.of(self._evidence, self.mask)
 
     def overlay(
         self,

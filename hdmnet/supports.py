@@ -361,8 +361,7 @@ def _join_negatives(parts: Sequence[Tensor | None], dim: int) -> Tensor | None:
         if len(given) < len(parts):
             raise ValueError("some of the sets have negatives and others have none: stack either")
         most = max(x.shape[1] for x in given)
-        # A negative that is there twice changes no maximum.
-        given = [torch.cat([x, *[x[:, :1]] * (most - x.shape[1])], dim=1) for x in given]
+        given = [_pad(x[:, None], most)[:, 0] for x in given]
     return torch.cat(given, dim) if given else None
 
 

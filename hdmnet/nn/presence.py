@@ -113,15 +113,15 @@ class Presence(nn.Module):
             ValueError: If a shape does not fit.
         """
         check_shapes("B, C, h, w; N, 2, H, W", query=query, scores=scores)
-        p = object_probability(scores).unflatten(0, (query.shape[0], -1))
-        each = self.found(query, p).tensor_split(len(supports), dim=1)
+        p = object_probability(scores)
+        found = self.found(query, p.unflatten(0, (query.shape[0], -1)))
+        each = found.tensor_split(len(supports), dim=1)
         compared = [self._compare(*x) for x in zip(each, supports, negatives, strict=True)]
         cosine, gap = (torch.cat(parts, dim=1).flatten() for parts in zip(*compared, strict=True))
         presence = (self.scale * (cosine + gap) + self.bias).sigmoid()
         if all(x is None for x in negatives):
             return scores, presence
         gap = gap[:, None, None].to(scores.dtype)
-        p = object_probability(scores)
         lower = p.minimum((p.logit(eps=SURE) + NEGATIVE_SCALE * gap).sigmoid())
         moved = (p - lower) * scores.clamp(min=0).sum(dim=1) * (gap < 0)
         b, f = scores.unbind(dim=1)
