@@ -101,7 +101,8 @@ def score(model: FewShotModel, episodes: EpisodeList, args: argparse.Namespace) 
         with torch.inference_mode():
             encoded = model.encode(batch["supports"], batch["masks"])
             if isinstance(model, HDMNet):
-                scores = model.match(batch["query"], encoded)._asdict()
+                output = model.match(batch["query"], encoded)
+                scores = {"final": model.calibration(output.final), "meta": output.meta}
             else:
                 scores = {"final": model.scores(batch["query"], encoded)}
         size = (target.shape[1], target.shape[2])

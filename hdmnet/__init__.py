@@ -33,10 +33,12 @@ from hdmnet.output import HDMNetOutput
 from hdmnet.rating import SupportRating
 from hdmnet.segmentation import Instance, MulticlassSegmentation, Segmentation
 from hdmnet.supports import SupportSet
+from hdmnet.views import Augment
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Augment",
     "BaseLearner",
     "BaseMetaEnsemble",
     "Box",

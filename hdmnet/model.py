@@ -15,7 +15,8 @@ from hdmnet.nn._precision import no_autocast, upcast
 from hdmnet.nn._resize import nearest, upsample, widen_small
 from hdmnet.nn.attention import SupportTokens
 from hdmnet.nn.backbone import FeaturePyramid, needs_all_at_once
-from hdmnet.nn.encoder import HierarchicalEncoder
+from hdmnet.nn.calibration import Calibration
+from hdmnet.nn.encoder import HierarchicalEncoder, conv_relu
 from hdmnet.nn.ensemble import BaseLearner, BaseMetaEnsemble
 from hdmnet.nn.matching import CascadeMatching
 from hdmnet.nn.presence import Presence, object_probability
@@ -28,6 +29,7 @@ from hdmnet.supports import SupportSet
 REDUCED_DIM = 256  # channels of the reduced features q and s
 PSP_DIM = 512  # channels of f5
 PRIOR_SCALE = 10.0  # factor of the prior in the query tokens
+FREE = ("image_size", "dropout", "feature_dropout", "frozen_norm", "presence", "calibration")
 SHOTS = "(b k) c h w -> b k c h w"
 SHARED = "b ... -> (b n) ..."  # n consecutive episodes share a query
 
@@ -51,8 +53,8 @@ class HDMNet(FewShotModel):
         frozen_norm: Whether every BatchNorm stays in eval mode in training, as in the paper.
         layers: Levels or blocks of the backbone that give f2, f3, f4, as for `FeaturePyramid`.
         presence: Arguments of `Presence`, fitted. None: an answer's `presence` is only a rough one.
-        pretrained_backbone: Whether to download timm's weights of the backbone. It is not saved
-            with the model: a reload never downloads a backbone.
+        calibration: Arguments of `Calibration`, fitted, of `predict` and `scores`. None: no change.
+        pretrained_backbone: Whether to download timm's weights. A reload of the model never does.
 
     Raises:
         ConnectionError: If the ImageNet weights are not in the cache and cannot be downloaded.
@@ -65,7 +67,7 @@ class HDMNet(FewShotModel):
     Source: HDMNet (arXiv 2303.14652); base learner and ensemble from BAM (arXiv 2203.07615).
     """
 
-    free_arguments = ("image_size", "dropout", "feature_dropout", "frozen_norm", "presence")
+    free_arguments = FREE
 
     def __init__(
         self,
@@ -82,6 +84,7 @@ class HDMNet(FewShotModel):
         frozen_norm: bool = True,
         layers: Sequence[int] | None = None,
         presence: Mapping[str, Any] | None = None,
+        calibration: Mapping[str, Any] | None = None,
         pretrained_backbone: bool = False,
     ) -> None:
         super().__init__()
@@ -93,23 +96,23 @@ class HDMNet(FewShotModel):
         _checks.check_integer("shot_hidden_dim", shot_hidden_dim, 0, 10**4)
         _checks.check_integer("dim", dim, 2, 2**14)
         _checks.check_probabilities(dropout=dropout, feature_dropout=feature_dropout)
-        self.image_size = image_size
-        self.frozen_norm = frozen_norm
+        self.image_size, self.frozen_norm = image_size, frozen_norm
 
         self.backbone = FeaturePyramid(backbone, layers=layers, pretrained=pretrained_backbone)
         c2, c3, c4 = self.backbone.channels
         self.psp = PyramidPooling(c4, PSP_DIM) if base_classes else None
         self.base_learner = BaseLearner(PSP_DIM, base_classes) if base_classes else None
-        self.query_reduce = _conv_relu(c3 + c2, REDUCED_DIM, nn.Dropout2d(feature_dropout))
-        self.support_reduce = _conv_relu(c3 + c2, REDUCED_DIM, nn.Dropout2d(feature_dropout))
-        self.query_merge = _conv_relu(2 * REDUCED_DIM + 2, dim)
-        self.support_merge = _conv_relu(2 * REDUCED_DIM, dim)
+        self.query_reduce = conv_relu(c3 + c2, REDUCED_DIM, nn.Dropout2d(feature_dropout))
+        self.support_reduce = conv_relu(c3 + c2, REDUCED_DIM, nn.Dropout2d(feature_dropout))
+        self.query_merge = conv_relu(2 * REDUCED_DIM + 2, dim)
+        self.support_merge = conv_relu(2 * REDUCED_DIM, dim)
         self.encoder = HierarchicalEncoder(dim, heads, dropout=dropout)
         self.cascade = CascadeMatching(dim, len(heads), shots=shots, dropout=dropout)
         self.ensemble = (
             BaseMetaEnsemble(shots, shot_hidden_dim=shot_hidden_dim) if base_classes else None
         )
         self.presence = Presence.from_config(presence, c4)
+        self.calibration = Calibration.from_config(calibration)
 
         c5, gram = (PSP_DIM, c2) if base_classes else (c3, 0)
         self._support_channels = (REDUCED_DIM, *[dim] * len(heads), c5, c4, gram)
@@ -195,8 +198,7 @@ class HDMNet(FewShotModel):
         )
         # The prior compares the foreground: f5 is computed there only.
         mask = nearest(mask, f4.shape[-2:])
-        whole = needs_all_at_once(self.pretrained_parts())
-        box = None if whole else _fast.foreground_window(mask)
+        box = None if needs_all_at_once(self.pretrained_parts()) else _fast.foreground_window(mask)
         f5 = self._f5(f3, f4, box)
         if box is not None:
             mask, f4 = box.crop(mask), box.crop(f4)
@@ -277,7 +279,8 @@ class HDMNet(FewShotModel):
             first, *others = (replace(s, prior_features=(), negatives=None) for s in group)
             out = self._merge(described, first.stack(*others), prior, query.shape[-2:])
             f4, negatives = [s.prior_features[1] for s in group], [s.negatives for s in group]
-            scores, presence = self.presence(described.prior[1], out.final, f4, negatives)
+            scores = self.calibration(out.final)
+            scores, presence = self.presence(described.prior[1], scores, f4, negatives)
             names = "f3" if self.psp is None else "f5", "f4"
             yield Matches(scores, presence, out.correlations, prior, names, out.base)
 
@@ -286,7 +289,8 @@ class HDMNet(FewShotModel):
             return self.presence.shown(self.encode(image[None], mask[None]).prior_features[1])
         features = self.backbone(image)
         out = self.match_features(features, supports, image.shape[-2:])
-        return self.presence.found(features[2], object_probability(out.final)[:, None])[0]
+        p = object_probability(self.calibration(out.final))
+        return self.presence.found(features[2], p[:, None])[0]
 
     def _describe(self, features: Features) -> QueryFeatures:
         """Compute everything about B queries that does not depend on the supports."""
@@ -344,7 +348,3 @@ class HDMNet(FewShotModel):
 
     def transformer_parts(self) -> list[nn.Module]:
         return [self.encoder, self.cascade]
-
-
-def _conv_relu(inputs: int, outputs: int, *rest: nn.Module) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.ReLU(inplace=True), *rest)

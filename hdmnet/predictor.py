@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple, TypeAlias, cast, overload
+from typing import Any, Literal, TypeAlias, Unpack, cast, overload
 
 import numpy as np
 import torch
@@ -30,12 +30,15 @@ from hdmnet.generalized import GeneralizedSegmentation
 from hdmnet.images import ImageLike, load_image, load_mask
 from hdmnet.nn import _checks
 from hdmnet.nn.backbone import FeaturePyramid
+from hdmnet.options import Options, PredictOptions
 from hdmnet.output import Matches
 from hdmnet.preprocess import resize_image, resize_label
 from hdmnet.pseudo import Guess
 from hdmnet.rating import SupportRating, compare, rate
+from hdmnet.refinement import refine as refine_borders
 from hdmnet.segmentation import MulticlassSegmentation, Segmentation
 from hdmnet.supports import SupportSet
+from hdmnet.views import Augment, Views
 
 Answer: TypeAlias = Segmentation | MulticlassSegmentation | GeneralizedSegmentation
 _MATCHED_AT_ONCE = 8  # sets, so that a large pool needs no more memory than a small one
@@ -260,23 +263,22 @@ class Predictor(nn.Module, ABC):
         size = (self.image_size, self.image_size)
         compared = []
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-            pairs = self._match_images([image], groups)[0]
+            pairs = self._match_images([image], groups, Options())[0]
             answers = [Segmentation.from_scores(m.scores, size).probability for m, _ in pairs]
             compared.append(compare(torch.stack(answers), resize_label(label, size), i))
         correlations, easiness = zip(*compared, strict=True)
         return torch.stack(correlations), torch.stack(easiness)
 
     @overload
-    def predict(  # type: ignore[overload-overlap]  # a str is also a sequence of str
+    def predict(  # type: ignore[overload-overlap]
         self,
         query: ImageLike,
         supports: Supports | SupportSet,
         masks: Masks | None = None,
         *,
         negatives: Negatives | None = None,
-        batch_size: int | None = None,
-        presence_threshold: float = 0.0,
         generalized: Literal[False] = False,
+        **options: Unpack[PredictOptions],
     ) -> Segmentation: ...
 
     @overload
@@ -287,9 +289,8 @@ class Predictor(nn.Module, ABC):
         masks: Masks | None = None,
         *,
         negatives: Negatives | None = None,
-        batch_size: int | None = None,
-        presence_threshold: float = 0.0,
         generalized: Literal[False] = False,
+        **options: Unpack[PredictOptions],
     ) -> list[Segmentation]: ...
 
     @overload
@@ -301,9 +302,8 @@ class Predictor(nn.Module, ABC):
         *,
         class_ids: Mapping[str, int] | None = None,
         negatives: Negatives | Mapping[str, Negatives] | None = None,
-        batch_size: int | None = None,
-        presence_threshold: float = 0.0,
         generalized: Literal[False] = False,
+        **options: Unpack[PredictOptions],
     ) -> MulticlassSegmentation: ...
 
     @overload
@@ -315,9 +315,8 @@ class Predictor(nn.Module, ABC):
         *,
         class_ids: Mapping[str, int] | None = None,
         negatives: Negatives | Mapping[str, Negatives] | None = None,
-        batch_size: int | None = None,
-        presence_threshold: float = 0.0,
         generalized: Literal[False] = False,
+        **options: Unpack[PredictOptions],
     ) -> list[MulticlassSegmentation]: ...
 
     @overload
@@ -329,9 +328,8 @@ class Predictor(nn.Module, ABC):
         *,
         class_ids: Mapping[str, int] | None = None,
         negatives: Negatives | Mapping[str, Negatives] | None = None,
-        batch_size: int | None = None,
-        presence_threshold: float = 0.0,
         generalized: Literal[True],
+        **options: Unpack[PredictOptions],
     ) -> GeneralizedSegmentation: ...
 
     @overload
@@ -343,9 +341,8 @@ class Predictor(nn.Module, ABC):
         *,
         class_ids: Mapping[str, int] | None = None,
         negatives: Negatives | Mapping[str, Negatives] | None = None,
-        batch_size: int | None = None,
-        presence_threshold: float = 0.0,
         generalized: Literal[True],
+        **options: Unpack[PredictOptions],
     ) -> list[GeneralizedSegmentation]: ...
 
     def predict(
@@ -358,6 +355,9 @@ class Predictor(nn.Module, ABC):
         negatives: Negatives | Mapping[str, Negatives] | None = None,
         batch_size: int | None = None,
         presence_threshold: float = 0.0,
+        augment: Augment | None = None,
+        tile: int | None = None,
+        refine: bool = False,
         generalized: bool = False,
     ) -> Answer | list[Any]:
         """Segment one image, or a list of images, at their own sizes.
@@ -383,6 +383,10 @@ class Predictor(nn.Module, ABC):
                 None: one query, with all its classes.
             presence_threshold: Smallest `presence` of an answer that keeps its mask, in [0, 1].
                 Below it, the probabilities are 0 everywhere. docs/predict.md says what it costs.
+            augment: Segments several versions of each query, and takes the mean: see `Augment`.
+            tile: Side in pixels of square tiles. A larger query is cut into tiles that overlap, and
+                each is segmented in addition to the whole: for objects that are small in it.
+            refine: Whether borders follow the edges of the query: see `hdmnet.refinement`.
             generalized: Whether to label the base classes of the model's base learner as well.
 
         Returns:
@@ -400,7 +404,7 @@ class Predictor(nn.Module, ABC):
             >>> result = model.predict("query.jpg", ["support.jpg"], ["support_mask.png"])
             >>> result.overlay("query.jpg").save("overlay.png")
         """
-        options = _Options(batch_size, presence_threshold, generalized)
+        options = Options(batch_size, presence_threshold, augment, tile, refine, generalized)
         options.check()
         sets = encode_classes(self.encode_supports, supports, masks, class_ids, negatives)
         if not isinstance(query, list | tuple):
@@ -419,6 +423,9 @@ class Predictor(nn.Module, ABC):
         negatives: Negatives | Mapping[str, Negatives] | None = None,
         batch_size: int | None = None,
         presence_threshold: float = 0.0,
+        augment: Augment | None = None,
+        tile: int | None = None,
+        refine: bool = False,
         generalized: bool = False,
     ) -> Iterator[Answer | OSError | TypeError | ValueError]:
         """Segment any number of images, one after the other, also if some cannot be read.
@@ -432,6 +439,9 @@ class Predictor(nn.Module, ABC):
             negatives: As for `predict`.
             batch_size: As for `predict`.
             presence_threshold: As for `predict`.
+            augment: As for `predict`.
+            tile: As for `predict`.
+            refine: As for `predict`.
             generalized: As for `predict`.
 
         Returns:
@@ -452,7 +462,7 @@ class Predictor(nn.Module, ABC):
                 f"queries is one {type(queries).__name__}: expected an iterable of images, such as "
                 'Path("photos").glob("*.jpg")'
             )
-        options = _Options(batch_size, presence_threshold, generalized)
+        options = Options(batch_size, presence_threshold, augment, tile, refine, generalized)
         options.check()
         sets = encode_classes(self.encode_supports, supports, masks, class_ids, negatives)
         return self._answers(queries, sets, options)
@@ -461,7 +471,7 @@ class Predictor(nn.Module, ABC):
         self,
         queries: Iterable[ImageLike],
         supports: SupportSet | Mapping[str, SupportSet],
-        options: "_Options",
+        options: Options,
     ) -> Iterator[Answer | OSError | TypeError | ValueError]:
         """Yield the answer of each query, or the error of reading it."""
         by_name = supports if isinstance(supports, Mapping) else {"novel": supports}
@@ -476,16 +486,13 @@ class Predictor(nn.Module, ABC):
         for batch in batched(queries, at_once):
             loaded = [_load_or_error(query) for query in batch]
             images = [image for image in loaded if isinstance(image, Tensor)]
-            matches = iter(self._match_images(images, groups))
+            matches = iter(self._match_images(images, groups, options))
             for image in loaded:
                 if not isinstance(image, Tensor):
                     yield image
                     continue
                 pairs = next(matches)
-                answers = [
-                    _answer(match, evidence, image).emptied_below(options.presence_threshold)
-                    for match, evidence in pairs
-                ]
+                answers = [_answer(match, evidence, image, options) for match, evidence in pairs]
                 if supports is not by_name and not options.generalized:
                     yield answers[0]
                     continue
@@ -501,19 +508,34 @@ class Predictor(nn.Module, ABC):
                 )
 
     def _match_images(
-        self, images: list[Tensor], groups: list[list[SupportSet]]
+        self, images: list[Tensor], groups: list[list[SupportSet]], options: Options
     ) -> list[list[tuple[Matches, Evidence | None]]]:
         """Match each image with each set, several images only with one set."""
         if not images:
             return []
+        if options.tile is not None and len(images) > 1:  # each may have other tiles
+            return [self._match_images([image], groups, options)[0] for image in images]
+        plans = [self._views((x.shape[-2], x.shape[-1]), options) for x in images]
+        images = [image.to(next(self.parameters()).device) for image in images]
+        answers: list[list[Matches]] = []
+        seen: list[Tensor] = []
         with _evaluating(self):
-            resized = torch.stack([self._resize(image) for image in images])
-            several = self.match_sets(self._normalise(resized), groups)
-            matches = [match for group in several for match in group.split()]
-        seen = list(resized.mul(255).round().byte().cpu())
-        seen = seen if len(images) > 1 else seen * len(matches)
-        pairs = [(m, Evidence.of(m, x)) for m, x in zip(matches, seen, strict=True)]
+            for views in zip(*plans, strict=True):
+                cut = [view.of(image) for view, image in zip(views, images, strict=True)]
+                several = self.match_sets(self._normalise(torch.stack(cut)), groups)
+                answers.append([match for group in several for match in group.split()])
+                seen = seen or [x.mul(255).round().byte().cpu() for x in cut]
+            pairs = []
+            for i, matches in enumerate(zip(*answers, strict=True)):
+                number = i if len(images) > 1 else 0
+                merged = plans[number].merge(matches)
+                pairs.append((merged, Evidence.of(merged, seen[number])))
         return [[pair] for pair in pairs] if len(images) > 1 else [pairs]
+
+    def _views(self, size: tuple[int, int], options: Options) -> Views:
+        augment = options.augment or Augment(flip=False)
+        sides = [round(scale * self.image_size) for scale in augment.scales]
+        return Views(size, sides, flip=augment.flip, tile=options.tile)
 
     def _prepare(self, image: Tensor) -> Tensor:
         """(3, H, W) in [0, 1] → (3, image_size, image_size), normalised, on the model's device."""
@@ -527,22 +549,14 @@ class Predictor(nn.Module, ABC):
         return self.backbone.normalise(resized).to(next(self.parameters()).dtype)
 
 
-class _Options(NamedTuple):
-    """Arguments of `predict` that concern the answers."""
-
-    batch_size: int | None
-    presence_threshold: float
-    generalized: bool
-
-    def check(self) -> None:
-        if self.batch_size is not None:
-            _checks.check_integer("batch_size", self.batch_size, 1, 2**16)
-        _checks.check_probabilities(presence_threshold=self.presence_threshold)
-
-
-def _answer(match: Matches, evidence: Evidence | None, image: Tensor) -> Segmentation:
+def _answer(
+    match: Matches, evidence: Evidence | None, image: Tensor, options: Options
+) -> Segmentation:
     presence = None if match.presence is None else match.presence.item()
-    return Segmentation.from_scores(match.scores, image.shape[-2:], presence, evidence)
+    answer = Segmentation.from_scores(match.scores, image.shape[-2:], presence, evidence)
+    if options.refine:
+        answer = replace(answer, probability=refine_borders(answer.probability, image))
+    return answer.emptied_below(options.presence_threshold)
 
 
 @contextmanager

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
-from cache import SUPPORTS_PER_SCENE, draw_category, keep_categories
+from features import IGNORE, SUPPORTS_PER_SCENE
+from groups import draw_category, keep_categories
 from torch import Tensor
 
 MIN_PIXELS = 0.005
 """Smallest share of the query that its object covers."""
-OBJECT, IGNORE = 1, 255
+OBJECT = 1
+ROUGH = 0.2
+"""Share of the episodes whose supports may have rough masks."""
+ABSENT = 0.12
+"""Share of the queries that are replaced by one without the class: nothing in it is the object."""
+
+Mode = Literal["across", "same", "self"]
+"""across: supports and queries show different objects, or photographs, of one category.
+same: they show the same object in different scenes, or crops of one photograph.
+self: the support is the first query with a box or points as mask, as in `HDMNet.pseudo_mask`."""
 
 
 @dataclass(frozen=True)
@@ -27,116 +39,176 @@ class Batch:
     targets: Tensor  # (G Q, H, W)
     categories: list[str]  # of the G episodes
 
+    @classmethod
+    def join(cls, batches: Sequence[Batch]) -> Batch:
+        """Join batches with the same K and Q."""
+        supports, masks, queries, targets = (
+            torch.cat([getattr(batch, name) for batch in batches])
+            for name in ("supports", "masks", "queries", "targets")
+        )
+        names = [name for batch in batches for name in batch.categories]
+        return cls(supports, masks, queries, targets, names)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One episode, as numbers."""
+
+    rows: list[int]  # of the supports
+    scenes: list[int]  # of the queries
+    category: str
+    wanted: set[int] | None  # the items that the queries ask for; None: the whole category
+
 
 class Episodes:
-    """Sampler of episodes from the files that `cache.py` wrote for one split."""
+    """Sampler of episodes from one folder that `write_features` wrote."""
 
     def __init__(self, folder: Path) -> None:
-        table = json.loads((folder / "index.json").read_text())
-        self.items = table["items"]
-        self.objects: list[list[int]] = [scene["objects"] for scene in table["scenes"]]
+        self.items = json.loads((folder / "items.json").read_text())
+        index = [json.loads(line) for line in (folder / "index.jsonl").read_text().splitlines()]
+        self.objects: list[list[int]] = [scene["objects"] for scene in index]
         self._scenes = np.load(folder / "scenes.npy", mmap_mode="r")
         self._labels = np.load(folder / "labels.npy", mmap_mode="r")
         self._supports = np.load(folder / "supports.npy", mmap_mode="r")
-        self._shown = [scene["supports"] for scene in table["scenes"]]
+        self._masks = np.load(folder / "masks.npy", mmap_mode="r")
+        self._kind_of: dict[int, str] = {}  # row of a support → kind of rough mask, or ""
+        self._item_of: dict[int, int] = {}  # row of a support → item
         self._supports_of: dict[int, list[int]] = defaultdict(list)  # item → rows of supports
         self._queries_of: dict[int, list[int]] = defaultdict(list)  # item → scenes
-        for scene, (objects, shown) in enumerate(zip(self.objects, self._shown, strict=True)):
-            for position, instance in enumerate(shown):
-                self._supports_of[objects[instance]].append(SUPPORTS_PER_SCENE * scene + position)
-            areas = np.bincount(self._labels[scene].ravel(), minlength=len(objects) + 1)[1:]
-            for item, area in zip(objects, areas, strict=True):
+        for scene, entry in enumerate(index):
+            objects = entry["objects"]
+            for place, (label, kind) in enumerate(entry["supports"]):
+                row = SUPPORTS_PER_SCENE * scene + place
+                self._kind_of[row], self._item_of[row] = kind, objects[label - 1]
+                self._supports_of[objects[label - 1]].append(row)
+            areas = np.bincount(self._labels[scene].ravel(), minlength=256)[1:IGNORE]
+            for item, area in zip(objects, areas, strict=False):
                 if area >= MIN_PIXELS * self._labels[scene].size:
                     self._queries_of[item].append(scene)
-        self._groups: dict[str, dict[str, list[int]]] = {}  # source → category → items
-        of_category: dict[str, list[int]] = defaultdict(list)
-        for item, rows in self._supports_of.items():
-            if len(set(self._queries_of[item])) > 1 and len(rows) > 1:
-                of_category[self.items[item]["category"]].append(item)
-        for category, members in of_category.items():
-            kind = self.items[members[0]]["kind"]
-            self._groups.setdefault(kind, {})[category] = members
+        self._by_kind: dict[str, dict[str, list[int]]] = {}  # source → category → items
+        for number, item in enumerate(self.items):
+            if self._supports_of[number] and self._queries_of[number]:
+                self._by_kind.setdefault(item["kind"], {}).setdefault(item["category"], []).append(
+                    number
+                )
 
-    def draw(
-        self, rng: np.random.Generator, *, shots: int, queries: int, across: bool
-    ) -> tuple[list[int], list[int], str, set[int]]:
-        """Draw one episode.
-
-        Args:
-            rng: Random number generator.
-            shots: Number of supports.
-            queries: Number of queries.
-            across: True if supports and queries show different objects of one category, False if
-                they show the same object in different scenes.
-
-        Returns:
-            Rows of the supports, scenes of the queries, the category, and the items that the
-            queries ask for.
-        """
-        groups = self._groups
-        if across:
-            groups = keep_categories(groups, lambda _, members: len(members) > 1)
+    def draw(self, rng: np.random.Generator, *, shots: int, queries: int, mode: Mode) -> Draw:
+        """Draw one episode; `self` falls back to `across` if no support of the class is rough."""
+        groups = keep_categories(self._by_kind, lambda _, m: mode == "same" or len(m) > 1)
+        rough = mode == "self" or rng.random() < ROUGH
         while True:
             kind, category = draw_category(rng, groups)
             members = rng.permutation(groups[kind][category])
-            cut = int(rng.integers(1, len(members))) if across else 0
-            wanted = {int(m) for m in (members[:cut] if across else members[:1])}
-            shown = {int(m) for m in (members[cut:] if across else members[:1])}
-            scenes = [
-                s
-                for item in wanted
-                for s in self._queries_of[item]
-                if not across or not shown & set(self.objects[s])
-            ]
-            if len(set(scenes)) < queries:
+            cut = int(rng.integers(1, len(members))) if mode != "same" else 0
+            shown = {int(m) for m in (members[cut:] if mode != "same" else members[:1])}
+            wanted = {int(m) for m in (members[:cut] if mode != "same" else members[:1])}
+            rows = [r for item in shown for r in self._supports_of[item]]
+            rows = [r for r in rows if rough or not self._kind_of[r]]
+            scenes = {s for item in wanted for s in self._queries_of[item]}
+            first: list[int] = []
+            if mode == "same":
+                # One scene is left for the supports.
+                scenes -= {int(rng.choice(rows)) // SUPPORTS_PER_SCENE} if rows else set()
+            else:
+                scenes = {s for s in scenes if not shown & set(self.objects[s])}
+            if mode == "self":
+                rows = [r for r in rows if self._kind_of[r] in ("box", "points")]
+                rows = [int(r) for r in rng.permutation(rows)[:1]]
+                first = [row // SUPPORTS_PER_SCENE for row in rows]
+            if not rows or len(scenes) < queries - len(first):
                 continue
-            chosen = [int(s) for s in rng.choice(scenes, queries, replace=False)]
-            rows = [
-                row
-                for item in shown
-                for row in self._supports_of[item]
-                if row // SUPPORTS_PER_SCENE not in chosen
-            ]
-            if rows and len(set(chosen)) == queries:
+            chosen = rng.choice(sorted(scenes), queries - len(first), replace=False)
+            scenes_drawn = first + [int(s) for s in chosen]
+            if mode != "self":
+                rows = [r for r in rows if r // SUPPORTS_PER_SCENE not in scenes_drawn]
+            if rows:
                 supports = rng.choice(rows, shots, replace=len(rows) < shots)
-                return [int(row) for row in supports], chosen, category, wanted
+                asked = None if mode == "across" else wanted | {self._item_of[r] for r in rows}
+                return Draw([int(r) for r in supports], scenes_drawn, category, asked)
 
-    def target(self, scene: int, category: str, wanted: set[int], *, across: bool) -> np.ndarray:
+    def _absent(self, rng: np.random.Generator, category: str) -> int:
+        """Draw a scene that shows nothing of a category."""
+        while True:
+            scene = int(rng.integers(len(self.objects)))
+            if all(self.items[item]["category"] != category for item in self.objects[scene]):
+                return scene
+
+    def target(self, scene: int, category: str, wanted: set[int] | None) -> np.ndarray:
         """Make the target (H, W) of a query.
 
-        1 = the wanted items (with `across`, the whole category), 255 = other objects of the
-        category, which are ignored, 0 = background.
+        1 = the wanted items, 255 = other objects of the category, which are ignored, and what the
+        scene ignores, 0 = background.
         """
         values = np.zeros(256, np.uint8)
+        values[IGNORE] = IGNORE
         for label, item in enumerate(self.objects[scene], start=1):
-            if item in wanted or (across and self.items[item]["category"] == category):
-                values[label] = OBJECT
-            elif self.items[item]["category"] == category:
-                values[label] = IGNORE
+            if self.items[item]["category"] == category:
+                values[label] = OBJECT if wanted is None or item in wanted else IGNORE
         return values[self._labels[scene]]
 
-    def batch(
-        self, rng: np.random.Generator, *, groups: int, shots: int, queries: int, across: float
+    def episode(
+        self,
+        rng: np.random.Generator,
+        *,
+        shots: int,
+        queries: int,
+        mode: Mode = "across",
+        absent: float = ABSENT,
+        flip: bool = True,
     ) -> Batch:
-        """Draw a batch of episodes; `across` is the probability of different objects in one."""
-        supports, scenes, masks, targets, categories = [], [], [], [], []
+        """Draw one episode (G = 1).
+
+        Args:
+            rng: Random number generator.
+            shots: Number K of supports.
+            queries: Number Q of queries.
+            mode: What supports and queries have in common.
+            absent: Share of the queries that do not show the class.
+            flip: Whether to flip supports and queries at random. This is exact, see `SIZE`.
+        """
+        drawn = self.draw(rng, shots=shots, queries=queries, mode=mode)
+        scenes = [
+            self._absent(rng, drawn.category)
+            if rng.random() < absent and not (mode == "self" and place == 0)
+            else scene
+            for place, scene in enumerate(drawn.scenes)
+        ]
+        targets = [self.target(s, drawn.category, drawn.wanted) for s in scenes]
+        supports = torch.from_numpy(self._supports[drawn.rows]).float()
+        masks = torch.from_numpy(self._masks[drawn.rows]).float()
+        features = torch.from_numpy(self._scenes[scenes]).float()
+        target = torch.from_numpy(np.stack(targets))
+        for pair in ((supports, masks), (features, target)) if flip else ():
+            turned = torch.from_numpy(rng.random(len(pair[0])) < 0.5)
+            for x in pair:
+                x[turned] = x[turned].flip(-1)
+        return Batch(supports, masks[None], features, target, [drawn.category])
+
+
+class Mixture:
+    """Sampler of episodes from several folders.
+
+    Args:
+        folders: Each folder and the share of its episodes.
+    """
+
+    def __init__(self, folders: Mapping[Path, float]) -> None:
+        self._sets = [Episodes(folder) for folder in folders]
+        self._shares = np.array(list(folders.values())) / sum(folders.values())
+
+    def batch(
+        self,
+        rng: np.random.Generator,
+        *,
+        groups: int,
+        shots: int,
+        queries: int,
+        modes: Mapping[Mode, float],
+    ) -> Batch:
+        """Draw a batch of `groups` episodes; `modes` has the probability of each mode."""
+        drawn = []
         for _ in range(groups):
-            mode = bool(rng.random() < across)
-            rows, chosen, category, wanted = self.draw(
-                rng, shots=shots, queries=queries, across=mode
-            )
-            supports += rows
-            scenes += chosen
-            categories.append(category)
-            for row in rows:
-                scene, position = divmod(row, SUPPORTS_PER_SCENE)
-                masks.append(self._labels[scene] == self._shown[scene][position] + 1)
-            targets += [self.target(s, category, wanted, across=mode) for s in chosen]
-        mask = torch.from_numpy(np.stack(masks)).float()
-        return Batch(
-            supports=torch.from_numpy(self._supports[supports]).float(),
-            masks=mask.unflatten(0, (groups, shots)),
-            queries=torch.from_numpy(self._scenes[scenes]).float(),
-            targets=torch.from_numpy(np.stack(targets)),
-            categories=categories,
-        )
+            chosen = self._sets[int(rng.choice(len(self._sets), p=self._shares))]
+            mode: Mode = rng.choice(list(modes), p=list(modes.values()))
+            drawn.append(chosen.episode(rng, shots=shots, queries=queries, mode=mode))
+        return Batch.join(drawn)

@@ -1,6 +1,8 @@
 """Train the matching network on cached features with the paper's loss.
 
-python train.py DATA RUN
+    python train.py DATA RUN
+
+RUN gets the model, a log, and the state to go on with if the command is interrupted and repeated.
 """
 
 from __future__ import annotations
@@ -9,13 +11,16 @@ import argparse
 import json
 import logging
 from collections import defaultdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
-from cache import SIZE, build_model
-from episodes import IGNORE, OBJECT, Batch, Episodes
+from episodes import OBJECT, Batch, Episodes, Mixture, Mode
+from features import IGNORE, SIZE, build_model
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import trange
 
 from hdmnet import EpisodeLoss, HDMNet, HDMNetOutput
@@ -24,16 +29,54 @@ logger = logging.getLogger(__name__)
 
 GROUPS, QUERIES = 4, 2
 """Episodes per step, and queries per episode, which share its supports."""
-SHOTS = {1: 0.3, 2: 0.15, 3: 0.15, 4: 0.1, 5: 0.3}
+SHOTS = {1: 0.35, 2: 0.15, 3: 0.15, 4: 0.1, 5: 0.25}
 """Probability of each number of shots."""
-ACROSS = {1: 0.4, 2: 0.45, 3: 0.5, 4: 0.6, 5: 0.6}
-"""Share of the episodes that show different objects of a category, for each number of shots: half
-overall. It grows with the shots, because five pictures of one object teach little more than one."""
-LEARNING_RATE, HEAD_MULTIPLIER, WEIGHT_DECAY = 5e-4, 2.0, 0.01
+WEIGHT_DECAY = 0.01
 WARM_UP, POLY = 50, 0.9
-FREEZE_NORMS = 0.35
-"""Share of the steps in which the head's BatchNorms update their statistics: training is faster.
-Then they are frozen, as always in the paper, so that training normalises as prediction does."""
+THRESHOLDS = np.linspace(0.1, 0.9, 17)
+CHECKED = 80
+"""Episodes of each validation set."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run can change: `--set name=value`."""
+
+    backbone: str = "lite0"
+    steps: int = 4000
+    seed: int = 0
+    learning_rate: float = 5e-4
+    head_multiplier: float = 2.0
+    real: float = 0.6  # share of the episodes that show real photographs
+    same: float = 0.25  # share of the episodes with one object, or photograph
+    own: float = 0.25  # share of the one-shot episodes that segment the support itself
+    distillation: float = 1.0  # weight of this loss
+    dice: float = 0.0  # weight of the Dice loss
+    average: float = 0.999  # decay of the moving average of the weights
+    free_norms: float = 0.35  # share of the steps in which the head's BatchNorms learn statistics
+    dim: int = 64
+    dropout: float = 0.1
+    feature_dropout: float = 0.5
+
+    @classmethod
+    def parse(cls, assignments: list[str]) -> Settings:
+        """Make settings of `name=value` texts."""
+        kinds: dict[str, type] = {field.name: type(field.default) for field in fields(cls)}
+        values = dict(text.split("=", 1) for text in assignments)
+        if unknown := values.keys() - kinds.keys():
+            raise ValueError(f"unknown settings {sorted(unknown)}; there are {', '.join(kinds)}")
+        return cls(**{name: kinds[name](value) for name, value in values.items()})
+
+    def sets(self, split: str) -> dict[str, float]:
+        """Return the share of each set of scenes."""
+        real = {"VOC2012": 0.55, "CCP": 0.27, "CarParts": 0.18}
+        shares = {"composed": 1 - self.real} | {k: self.real * v for k, v in real.items()}
+        return {f"{name}-{split}": share for name, share in shares.items() if share}
+
+    def modes(self, shots: int) -> dict[Mode, float]:
+        """Return the probability of each kind of episode."""
+        own = self.own if shots == 1 else 0.0
+        return {"across": 1 - self.same - own, "same": self.same, "self": own}
 
 
 def run_batch(model: HDMNet, batch: Batch) -> HDMNetOutput:
@@ -48,15 +91,22 @@ def run_batch(model: HDMNet, batch: Batch) -> HDMNetOutput:
     return model.match_features(levels(batch.queries), supports, (SIZE, SIZE))
 
 
+def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
+    """Return 1 - Dice, the mean over the queries (B, H, W) that show the object."""
+    truth, valid = (target == OBJECT).float(), (target != IGNORE).float()
+    overlap = (probability * truth).sum((1, 2))
+    size = (probability * valid).sum((1, 2)) + truth.sum((1, 2))
+    shown = (truth.sum((1, 2)) > 0).float()
+    return (shown * (1 - 2 * overlap / size.clamp(min=1))).sum() / shown.sum().clamp(min=1)
+
+
 @torch.inference_mode()
-def validate(model: HDMNet, episodes: Episodes, *, shots: int, count: int) -> float:
-    """Measure the class mIoU over episodes of different photographs, the same at every call."""
-    model.eval()
+def validate(model: HDMNet, episodes: Episodes, *, shots: int) -> np.ndarray:
+    """Measure the class mIoU at each threshold, over the same episodes at every call."""
     rng = np.random.default_rng(0)
-    inter: dict[str, int] = defaultdict(int)
-    union: dict[str, int] = defaultdict(int)
-    for _ in range(count):
-        batch = episodes.batch(rng, groups=1, shots=5, queries=QUERIES, across=1.0)
+    sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros((2, len(THRESHOLDS))))
+    for _ in range(CHECKED):
+        batch = episodes.episode(rng, shots=5, queries=QUERIES, absent=0, flip=False)
         batch = Batch(  # drawn with 5 shots, so every number of shots has the same queries
             batch.supports[:shots],
             batch.masks[:, :shots],
@@ -64,80 +114,153 @@ def validate(model: HDMNet, episodes: Episodes, *, shots: int, count: int) -> fl
             batch.targets,
             batch.categories,
         )
-        predicted = run_batch(model, batch).final.argmax(dim=1) == 1
-        valid, truth = batch.targets != IGNORE, batch.targets == OBJECT
-        inter[batch.categories[0]] += int((predicted & truth & valid).sum())
-        union[batch.categories[0]] += int(((predicted | truth) & valid).sum())
-    return float(np.mean([inter[name] / union[name] for name in union]))
+        probability = run_batch(model, batch).final[:, 1].numpy()
+        truth, valid = batch.targets.numpy() == OBJECT, batch.targets.numpy() != IGNORE
+        for i, threshold in enumerate(THRESHOLDS):
+            above = (probability > threshold) & valid
+            sums[batch.categories[0]][:, i] += (above & truth).sum(), (above | truth).sum()
+    return np.mean([inter / union for inter, union in sums.values()], axis=0)
 
 
-def train(data: Path, run: Path, *, steps: int, seed: int, distillation: bool, every: int) -> None:
-    """Train, and write the model and a log entry to `run` every `every` steps."""
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    training = Episodes(data / "features" / "train")
-    validation = Episodes(data / "features" / "val")
-    model = build_model(frozen_norm=False).to(memory_format=torch.channels_last)
-    loss_of = EpisodeLoss()
-    optimiser = torch.optim.AdamW(
-        model.param_groups(LEARNING_RATE, head_multiplier=HEAD_MULTIPLIER),
-        weight_decay=WEIGHT_DECAY,
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda i: min(1.0, (i + 1) / WARM_UP) * (1 - i / steps) ** POLY
-    )
-    run.mkdir(parents=True, exist_ok=True)
-    running: dict[str, float] = {}
-    for step in (progress := trange(1, steps + 1)):
-        model.frozen_norm = step > FREEZE_NORMS * steps
-        model.train()
-        shots = int(rng.choice(list(SHOTS), p=list(SHOTS.values())))
-        batch = training.batch(
-            rng, groups=GROUPS, shots=shots, queries=QUERIES, across=ACROSS[shots]
+class Run:
+    """A training run in a folder."""
+
+    def __init__(self, data: Path, folder: Path, settings: Settings) -> None:
+        self._folder, self._settings = folder, settings
+        features = data / "features" / settings.backbone
+        shares = settings.sets("train")
+        self._training = Mixture({features / name: share for name, share in shares.items()})
+        self._validation = {
+            name: Episodes(features / f"{name}-val")
+            for name in ("VOC2012", "CCP", "CarParts", "composed")
+        }
+        torch.manual_seed(settings.seed)
+        self._rng = np.random.default_rng(settings.seed)
+        self._model = build_model(
+            settings.backbone,
+            frozen_norm=False,
+            dim=settings.dim,
+            dropout=settings.dropout,
+            feature_dropout=settings.feature_dropout,
+        ).to(memory_format=torch.channels_last)
+        self._average = AveragedModel(
+            self._model, multi_avg_fn=get_ema_multi_avg_fn(settings.average)
         )
-        losses = loss_of(run_batch(model, batch), batch.targets)
-        loss = losses.total if distillation else losses.segmentation
-        optimiser.zero_grad()
+        self._loss = EpisodeLoss()
+        self._optimiser = torch.optim.AdamW(
+            self._model.param_groups(
+                settings.learning_rate, head_multiplier=settings.head_multiplier
+            ),
+            weight_decay=WEIGHT_DECAY,
+        )
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(
+            self._optimiser,
+            lambda i: min(1.0, (i + 1) / WARM_UP) * (1 - i / settings.steps) ** POLY,
+        )
+        self._step = 0
+        self._running: dict[str, float] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "state.pt").exists():
+            self._resume()
+
+    def train(self, every: int) -> None:
+        """Train to the end, and save every `every` steps."""
+        steps = self._settings.steps
+        for step in (progress := trange(self._step + 1, steps + 1, initial=self._step)):
+            self._step = step
+            self._train_step()
+            progress.set_postfix({name: f"{value:.3f}" for name, value in self._running.items()})
+            if step % every == 0 or step == steps:
+                self._save()
+
+    def _train_step(self) -> None:
+        settings, model = self._settings, self._model
+        model.frozen_norm = self._step > settings.free_norms * settings.steps
+        model.train()
+        shots = int(self._rng.choice(list(SHOTS), p=list(SHOTS.values())))
+        batch = self._training.batch(
+            self._rng, groups=GROUPS, shots=shots, queries=QUERIES, modes=settings.modes(shots)
+        )
+        output = run_batch(model, batch)
+        losses = self._loss(output, batch.targets)
+        loss = losses.segmentation + settings.distillation * losses.distillation
+        if settings.dice:
+            loss = loss + settings.dice * dice_loss(output.final[:, 1], batch.targets)
+        self._optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
+        self._optimiser.step()
+        self._schedule.step()
+        self._average.update_parameters(model)
         for name in ("segmentation", "distillation"):
             value = float(getattr(losses, name).detach())
-            running[name] = 0.98 * running.get(name, value) + 0.02 * value
-        progress.set_postfix({name: f"{value:.3f}" for name, value in running.items()})
-        if step % every == 0 or step == steps:
-            entry = {"step": step, **running}
+            self._running[name] = 0.98 * self._running.get(name, value) + 0.02 * value
+
+    def _save(self) -> None:
+        """Validate, and write the model, a line of the log and the state."""
+        averaged = cast(HDMNet, self._average.module)
+        for target, source in zip(averaged.buffers(), self._model.buffers(), strict=True):
+            target.copy_(source)
+        averaged.eval()
+        entry = {"step": self._step, **self._running}
+        for name, episodes in self._validation.items():
             for k in (1, 5):
-                entry[f"val_miou_{k}shot"] = validate(model, validation, shots=k, count=80)
-            logger.info("%s", entry)
-            with (run / "log.jsonl").open("a") as log:
-                log.write(json.dumps(entry) + "\n")
-            model.save_pretrained(run)
+                found = validate(averaged, episodes, shots=k)
+                best = int(found.argmax())
+                entry[f"{name}_{k}shot"] = round(float(found[best]), 4)
+                entry[f"{name}_{k}shot_threshold"] = round(float(THRESHOLDS[best]), 2)
+        logger.info("%s", entry)
+        with (self._folder / "log.jsonl").open("a") as log:
+            log.write(json.dumps(entry) + "\n")
+        averaged.save_pretrained(self._folder)
+        state: dict[str, Any] = {name: part.state_dict() for name, part in self._parts().items()}
+        state |= {
+            "settings": asdict(self._settings),
+            "step": self._step,
+            "running": self._running,
+            "numpy": self._rng.bit_generator.state,
+            "torch": torch.get_rng_state(),
+        }
+        temporary = self._folder / "state.tmp"
+        torch.save(state, temporary)
+        temporary.replace(self._folder / "state.pt")
+
+    def _resume(self) -> None:
+        state = torch.load(self._folder / "state.pt", weights_only=True)
+        if state["settings"] != asdict(self._settings):
+            raise ValueError(
+                f"{self._folder} has a run with other settings: {state['settings']}. Choose "
+                "another folder, or remove it."
+            )
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        self._step, self._running = state["step"], state["running"]
+        self._rng.bit_generator.state = state["numpy"]
+        torch.set_rng_state(state["torch"])
+        logger.info("goes on after step %d", self._step)
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "model": self._model,
+            "average": self._average,
+            "optimiser": self._optimiser,
+            "schedule": self._schedule,
+        }
 
 
 def main() -> None:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="data folder with the features of cache.py")
-    parser.add_argument("run", type=Path, help="folder for the model and its log")
-    parser.add_argument("--steps", type=int, default=2600)
-    parser.add_argument("--every", type=int, default=650, help="steps between validations")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("run", type=Path, help="folder for the model, its log and its state")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings")
+    parser.add_argument("--every", type=int, default=500, help="steps between validations")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
-    parser.add_argument("--no-distillation", action="store_true", help="train without this loss")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if args.threads:
         torch.set_num_threads(args.threads)
-    train(
-        args.data,
-        args.run,
-        steps=args.steps,
-        seed=args.seed,
-        distillation=not args.no_distillation,
-        every=args.every,
-    )
+    Run(args.data, args.run, Settings.parse(args.set)).train(args.every)
 
 
 if __name__ == "__main__":

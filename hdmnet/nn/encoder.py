@@ -175,3 +175,8 @@ class HierarchicalEncoder(nn.Module):
             x = stage(x)
             pyramid.append(x)
         return tuple(pyramid)
+
+
+def conv_relu(inputs: int, outputs: int, *rest: nn.Module) -> nn.Sequential:
+    """Make a 1 × 1 convolution without bias, a ReLU, and what follows them."""
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.ReLU(inplace=True), *rest)

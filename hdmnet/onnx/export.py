@@ -40,7 +40,7 @@ def export_onnx(
     * `supports.onnx` takes `supports` (1, K, 3, H, W) and `masks` (1, K, H, W), as for
       `HDMNet.forward`, and returns the tensors of a `SupportSet`.
     * `query.onnx` takes `query` (B, 3, H, W) and these tensors, and returns `scores`
-      (B, 2, H, W): the `final` of `HDMNetOutput`.
+      (B, 2, H, W): those of `HDMNet.scores`.
 
     B, H and W are free, with H and W at least 64 and at least `model.smallest_size`. K is free
     too, except if the model has a base learner and was trained with several shots: then K must be
