@@ -1,6 +1,6 @@
 """Fit `presence`, the estimate of whether a query shows any of the class, and report what it gives.
 
-    python examples/fit_presence.py pascal VOCdevkit/VOC2012 --list trainaug --fit 1-10 --test 11-20
+    python examples/fit_presence.py pascal VOCdevkit/VOC2012 --fit bottle,car,cat --test dog,sheep
     python examples/fit_presence.py folders MY_DATA --out my_model
 
 Each episode has two queries: one that shows the class, and one that does not. The center is the
@@ -10,11 +10,10 @@ with all.
 """
 
 import argparse
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -53,26 +52,50 @@ def mean_feature(model: HDMNet, source: LabelledImages, classes: list[int]) -> T
 
 
 def answers(
-    model: HDMNet, source: LabelledImages, classes: list[int], args: argparse.Namespace
+    model: HDMNet,
+    source: LabelledImages,
+    classes: list[int],
+    *,
+    shots: int,
+    episodes: int,
+    seed: int,
 ) -> Iterator[Answered]:
     """Answer two queries of each episode, with its first support and with all supports."""
-    areas, rng = source.areas(), np.random.default_rng(args.seed)
+    areas, rng = source.areas(), np.random.default_rng(seed)
     sampler = EpisodeSampler(
-        source, classes, shots=args.shots, length=args.episodes, seed=args.seed, order="balanced"
+        source, classes, shots=shots, length=episodes, seed=seed, order="balanced"
     )
     for query, supports, label in tqdm(sampler, "episodes"):
         without = [i for i in range(len(source)) if label not in areas[i]]
         images = [source.image(i) for i in supports]
         masks = [load_mask(source.label(i), label=label, ignore=VOID) for i in supports]
         encoded = [model.encode_supports(x, m) for x, m in zip(images, masks, strict=True)]
-        for shots in dict.fromkeys((1, args.shots)):
-            support_set = encoded[0].merge(*encoded[1:shots])
+        for used in dict.fromkeys((1, shots)):
+            support_set = encoded[0].merge(*encoded[1:used])
             for shown, index in ((True, query), (False, int(rng.choice(without)))):
                 answer = model.predict(source.image(index), support_set)
                 truth = torch.from_numpy(source.label(index))
                 a, b = answer.mask[truth != VOID], truth[truth != VOID] == label
                 iou = (a & b).sum().item() / max((a | b).sum().item(), 1)
-                yield Answered(shots, shown, answer, iou)
+                yield Answered(used, shown, answer, iou)
+
+
+def fit_presence(
+    model: HDMNet,
+    source: LabelledImages,
+    classes: list[int],
+    *,
+    shots: int,
+    episodes: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Fit the argument `presence` of a model on some classes."""
+    center = [round(x, 3) for x in mean_feature(model.fused(), source, classes).tolist()]
+    fitted = with_presence(model, {"scale": 1.0, "bias": 0.0, "center": center}).fused()
+    results = list(answers(fitted, source, classes, shots=shots, episodes=episodes, seed=seed))
+    x = torch.tensor([r.answer.presence for r in results]).logit()
+    scale, bias = logistic_regression(x, torch.tensor([float(r.shown) for r in results]))
+    return {"scale": round(scale, 3), "bias": round(bias, 3), "center": center}
 
 
 def logistic_regression(x: Tensor, y: Tensor) -> tuple[float, float]:
@@ -112,10 +135,10 @@ def report(results: list[Answered], shots: int) -> str:
     return "\n".join(lines)
 
 
-def labels_of(text: str | None, source: LabelledImages) -> list[int]:
-    """Turn "1-10" into labels; None means all."""
-    first, last = text.split("-") if text else ("1", str(len(source.classes)))
-    return list(range(int(first), int(last) + 1))
+def labels_of(names: str | None, source: LabelledImages) -> list[int]:
+    """Turn names with commas between them into labels; None means all."""
+    chosen = source.classes if names is None else names.split(",")
+    return [source.classes.index(name) + 1 for name in chosen]
 
 
 def main() -> None:
@@ -125,8 +148,8 @@ def main() -> None:
     parser.add_argument("root", type=Path, help="folder of the data")
     parser.add_argument("--list", default="val", help="list of images, for pascal")
     parser.add_argument("--model", default="hdmnet-lite0", help="name, folder or Hub repository")
-    parser.add_argument("--fit", help="labels to fit on, such as 1-10; default: all")
-    parser.add_argument("--test", help="labels to report on; default: those of --fit")
+    parser.add_argument("--fit", help="classes to fit on, with commas between them")
+    parser.add_argument("--test", help="classes to report on; default: those of --fit")
     parser.add_argument("--shots", type=int, default=5)
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
@@ -137,24 +160,19 @@ def main() -> None:
     source = PascalVOC(args.root, args.list) if pascal else MaskFolders(args.root)
 
     model = HDMNet.from_pretrained(args.model)
-    classes = labels_of(args.fit, source)
-    center = [round(x, 3) for x in mean_feature(model.fused(), source, classes).tolist()]
-    fitted = with_presence(model, {"scale": 1.0, "bias": 0.0, "center": center})
-    results = list(answers(fitted.fused(), source, classes, args))
-    x = torch.tensor([r.answer.presence for r in results]).logit()
-    scale, bias = logistic_regression(x, torch.tensor([float(r.shown) for r in results]))
-    presence = {"scale": round(scale, 3), "bias": round(bias, 3), "center": center}
+    drawn = {"shots": args.shots, "episodes": args.episodes, "seed": args.seed}
+    presence = fit_presence(model, source, labels_of(args.fit, source), **drawn)
     fitted = with_presence(model, presence)
-    results = list(answers(fitted.fused(), source, labels_of(args.test or args.fit, source), args))
-    logger.info("scale %.2f, bias %.2f", scale, bias)
+    tested = labels_of(args.test or args.fit, source)
+    results = list(answers(fitted.fused(), source, tested, **drawn))
+    logger.info("scale %.2f, bias %.2f", presence["scale"], presence["bias"])
     for shots in dict.fromkeys((1, args.shots)):
         logger.info("%s", report(results, shots))
     if args.out:
         fitted.save_pretrained(args.out)
-        logger.info("%s has %s", args.out, json.dumps({"scale": scale, "bias": bias}))
 
 
-def with_presence(model: HDMNet, presence: dict[str, object]) -> HDMNet:
+def with_presence(model: HDMNet, presence: dict[str, Any]) -> HDMNet:
     """Make a copy of the model with another presence."""
     changed = HDMNet(**(model.config | {"presence": presence})).eval()
     changed.load_state_dict(model.state_dict())

@@ -173,11 +173,11 @@ class TestRefine:
     def test_follows_an_edge(self) -> None:
         image = torch.full((3, 60, 80), 0.2)
         image[:, :, 40:] = 0.8
-        blurred = ((torch.arange(80) - 39.5) / 3).sigmoid().expand(60, 80)
-        found = refine(blurred, image)
-        edge = torch.zeros(60, 80)
-        edge[:, 40:] = 1
-        assert (found - edge).abs().mean() < 0.6 * (blurred - edge).abs().mean()
+        missed = ((torch.arange(80) - 42.0) / 2).sigmoid().expand(60, 80)  # two pixels off
+        found = refine(missed, image)
+        edge = (image[0] > 0.5).float()
+        assert not torch.equal((missed > 0.5).float(), edge)
+        assert torch.equal((found > 0.5).float(), edge)
 
     def test_keeps_constants(self) -> None:
         image = torch.rand(3, 50, 300)

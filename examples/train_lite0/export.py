@@ -1,80 +1,156 @@
-"""Choose the input size and the decision threshold on the validation split, and write the weights.
+"""Choose size, threshold and temperature on validation classes, fit presence, write the weights.
 
-After training, the threshold with the best IoU is below 0.5. A shift of the classifier's bias moves
-it to 0.5, because `predict` uses `mask = probability > 0.5`.
+    python export.py DATA PHOTOS RUN OUT
 
-    python export.py DATA RUN OUT
+Input size and decision threshold t have the best class mIoU, the mean over four validation sets and
+over one and five shots. The temperature T then minimises the cross-entropy of the pixels. Presence
+is fitted as in `examples/fit_presence.py`.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import math
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from held_out import SHOTS, ComposedEpisodes, Episode, IoU, PhotoEpisodes
+from photos import VALIDATION
 from safetensors.torch import load_file, save_file
-from score import THRESHOLDS, Episode, HeldOut, IoU
+from torchmetrics.functional.classification import binary_calibration_error
 from tqdm import tqdm
 
 from hdmnet import HDMNet
+from hdmnet.data import PascalVOC
+from hdmnet.nn.calibration import Calibration
+
+sys.path.append(str(Path(__file__).parents[1]))
+from fit_presence import fit_presence
 
 logger = logging.getLogger(__name__)
 
-EPISODES = 120
-SIZES = (193, 225, 257)
+EPISODES = 40
+"""Of each validation set."""
+SIZES = (225, 257, 289)
+THRESHOLDS = np.linspace(0.1, 0.9, 33)
+TEMPERATURES = np.geomspace(0.5, 4, 40)
+PIXELS = 500
+"""Taken of each answer, for temperature and calibration error."""
+BINS = 15
 
 
-def sweep(model: HDMNet, episodes: list[Episode]) -> np.ndarray:
-    """Measure the class mIoU at each threshold, as the mean of one-shot and five-shot."""
-    ious = (IoU(), IoU())
-    for episode in tqdm(episodes, desc=f"{model.image_size} px"):
-        for iou, shots in zip(ious, (1, len(episode.supports)), strict=True):
-            result = model.predict(episode.query, episode.supports[:shots], episode.masks[:shots])
-            probability = result.probability.numpy()
-            above = np.stack([probability > threshold for threshold in THRESHOLDS])
-            iou.add(episode.category, above, episode.target)
-    logger.info(
-        "%d px: best one-shot %.3f, five-shot %.3f",
-        model.image_size,
-        *(iou.mean().max() for iou in ious),
-    )
-    return (ious[0].mean() + ious[1].mean()) / 2
+class Sweep:
+    """The answers of a model at one input size."""
+
+    def __init__(self, model: HDMNet, sets: dict[str, list[Episode]]) -> None:
+        rng = np.random.default_rng(0)
+        self._ious = {(name, shots): IoU() for name in sets for shots in (1, SHOTS)}
+        probabilities, truths = [], []
+        for (name, shots), iou in self._ious.items():
+            for episode in tqdm(sets[name], f"{model.image_size} px, {name}, {shots} shots"):
+                result = model.predict(
+                    episode.query, episode.supports[:shots], episode.masks[:shots]
+                )
+                p = result.probability.numpy()
+                above = np.stack([p > threshold for threshold in THRESHOLDS])
+                iou.add(episode.category, above, episode.target)
+                chosen = rng.choice(p.size, PIXELS, replace=False)
+                chosen = chosen[episode.target.ravel()[chosen] < 2]
+                probabilities.append(p.ravel()[chosen])
+                truths.append(episode.target.ravel()[chosen])
+        self.probability = torch.from_numpy(np.concatenate(probabilities))
+        self.truth = torch.from_numpy(np.concatenate(truths)).long()
+
+    def mean(self) -> np.ndarray:
+        """Return the class mIoU at each threshold, the mean over sets and numbers of shots."""
+        return np.mean([iou.mean() for iou in self._ious.values()], axis=0)
+
+    def report(self, threshold: float) -> str:
+        """Describe the scores at 0.5 and at the threshold."""
+        places = [int(np.abs(THRESHOLDS - t).argmin()) for t in (0.5, threshold)]
+        return "\n".join(
+            f"{name}, {shots} shots: " + " → ".join(f"{iou.mean()[place]:.3f}" for place in places)
+            for (name, shots), iou in self._ious.items()
+        )
+
+    def calibrated(self, calibration: Calibration) -> torch.Tensor:
+        """Return the probabilities (n,) of the pixels after calibration."""
+        scores = torch.stack([1 - self.probability, self.probability])
+        return calibration(scores[None, :, None])[0, 1, 0]
+
+    def fit_temperature(self, threshold: float) -> float:
+        """Find the temperature with the least cross-entropy."""
+
+        def loss(temperature: float) -> float:
+            p = self.calibrated(Calibration(temperature, threshold)).clamp(1e-6, 1 - 1e-6)
+            return torch.nn.functional.binary_cross_entropy(p, self.truth.float()).item()
+
+        return float(min(TEMPERATURES, key=loss))
+
+    def error(self, calibration: Calibration) -> float:
+        """Return the expected calibration error."""
+        p = self.calibrated(calibration)
+        return binary_calibration_error(p, self.truth, n_bins=BINS).item()
+
+
+def with_options(model: HDMNet, **options: Any) -> HDMNet:
+    """Make a copy of the model with other arguments that change no weight."""
+    changed = HDMNet(**(model.config | options)).eval()
+    changed.load_state_dict(model.state_dict())
+    return changed
 
 
 def main() -> None:
-    """Choose the size and the threshold, and write the weights."""
+    """Choose, fit, and write the weights."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="data folder that fetch.py wrote")
+    parser.add_argument("photos", type=Path, help="folder that photographs.py wrote")
     parser.add_argument("run", type=Path, help="folder that train.py wrote")
     parser.add_argument("out", type=Path, help="folder for config.json and the weights")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
-    trained = HDMNet.from_pretrained(args.run)
-    validation = HeldOut(args.data, "val", seed=0)
-    episodes = [validation[i] for i in tqdm(range(EPISODES), desc="episodes")]
-    found = {}
+    composed = ComposedEpisodes(args.data, "val", seed=0)
+    sets = {"composed": [composed[i] for i in range(EPISODES)]}
+    for name in VALIDATION:
+        episodes = PhotoEpisodes(args.photos / name, seed=0)
+        sets[name] = [episodes[i] for i in range(EPISODES)]
+    trained = with_options(HDMNet.from_pretrained(args.run), frozen_norm=True)
+    sweeps = {}
     for size in SIZES:
-        trained.image_size = size
-        found[size] = sweep(trained, episodes)
-    size = max(found, key=lambda s: found[s].max())
-    threshold = float(THRESHOLDS[found[size].argmax()])
-    logger.info("chosen: %d px, threshold %.2f, mIoU %.3f", size, threshold, found[size].max())
+        sweeps[size] = Sweep(with_options(trained, image_size=size).fused(), sets)
+        logger.info("%d px: best mIoU %.4f", size, sweeps[size].mean().max())
+    size = max(sweeps, key=lambda s: sweeps[s].mean().max())
+    sweep = sweeps[size]
+    threshold = round(float(THRESHOLDS[sweep.mean().argmax()]), 3)
+    temperature = round(sweep.fit_temperature(threshold), 3)
+    logger.info("%d px, threshold %.3f, temperature %.3f", size, threshold, temperature)
+    logger.info("%s", sweep.report(threshold))
+    fitted = {"temperature": temperature, "threshold": threshold}
+    for name, calibration in {
+        "neither": Calibration(),
+        "the best temperature alone": Calibration(sweep.fit_temperature(0.5)),
+        "both": Calibration(**fitted),
+    }.items():
+        logger.info("expected calibration error with %s: %.4f", name, sweep.error(calibration))
 
-    model = HDMNet(**trained.config | {"image_size": size, "frozen_norm": True})
-    model.load_state_dict(trained.state_dict())
-    with torch.no_grad():
-        bias = model.cascade.classifier.get_parameter("4.bias")
-        bias[1] -= math.log(threshold / (1 - threshold))
-    model.save_pretrained(args.out)
-    file = args.out / "model.safetensors"
-    halved = {
-        key: value.half() if value.is_floating_point() else value
-        for key, value in load_file(file).items()
-    }
+    model = with_options(trained, image_size=size, calibration=fitted)
+    source = PascalVOC(args.photos / "VOC2012", "trainaug")
+    labels = [source.classes.index(name) + 1 for name in sorted(VALIDATION["VOC2012"])]
+    presence = fit_presence(model, source, labels, shots=SHOTS, episodes=150, seed=0)
+    with_options(model, presence=presence).save_pretrained(args.out)
+    logger.info("presence: scale %.3f, bias %.3f", presence["scale"], presence["bias"])
+    halve(args.out)
+
+
+def halve(folder: Path) -> None:
+    """Store the weights in a folder as float16."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    halved = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
     temporary = file.with_suffix(".tmp")
     save_file(halved, temporary, {"format": "pt"})
     temporary.replace(file)

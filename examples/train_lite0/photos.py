@@ -57,7 +57,7 @@ class PhotoScenes:
         classes = read_classes(folder)
         self.names: list[str] = []
         self.items: list[Item] = []
-        self._item_of: list[dict[int, int]] = []  # photograph → label → item
+        self.items_of: list[dict[int, int]] = []  # photograph → label → item
         for path in sorted((folder / "SegmentationClassAug").glob("*.png")):
             labels = np.asarray(Image.open(path))
             areas = np.bincount(labels.ravel(), minlength=256) / labels.size
@@ -69,13 +69,13 @@ class PhotoScenes:
                 if areas[label] >= SMALLEST and (classes[label] in held_out) == (split == "val")
             ]
             if in_validation == (split == "val") and wanted:
-                self._item_of.append({})
+                self.items_of.append({})
                 for label in wanted:
-                    self._item_of[-1][label] = len(self.items)
+                    self.items_of[-1][label] = len(self.items)
                     self.items.append(Item(path.stem, f"{folder.name}/{classes[label]}", "real"))
                 self.names.append(path.stem)
         self._groups: dict[str, dict[str, list[int]]] = {"real": {}}
-        for photo, items in enumerate(self._item_of):
+        for photo, items in enumerate(self.items_of):
             for item in items.values():
                 self._groups["real"].setdefault(self.items[item].category, []).append(photo)
 
@@ -103,6 +103,6 @@ class PhotoScenes:
         given = np.asarray(labels.resize(size, Image.Resampling.NEAREST, box=box))
         table = np.zeros(256, np.uint8)
         table[IGNORE] = IGNORE
-        for number, label in enumerate(self._item_of[row], start=1):
+        for number, label in enumerate(self.items_of[row], start=1):
             table[label] = number
-        return LabelledScene(np.array(image), table[given], list(self._item_of[row].values()))
+        return LabelledScene(np.array(image), table[given], list(self.items_of[row].values()))

@@ -29,12 +29,14 @@ logger = logging.getLogger(__name__)
 
 GROUPS, QUERIES = 4, 2
 """Episodes per step, and queries per episode, which share its supports."""
+SETS = {"composed": 1.0, "VOC2012": 0.55, "CCP": 0.27, "CarParts": 0.18}
+"""Sets of scenes: share of the episodes with composed scenes, or with real photographs."""
 SHOTS = {1: 0.35, 2: 0.15, 3: 0.15, 4: 0.1, 5: 0.25}
 """Probability of each number of shots."""
 WEIGHT_DECAY = 0.01
 WARM_UP, POLY = 50, 0.9
 THRESHOLDS = np.linspace(0.1, 0.9, 17)
-CHECKED = 80
+CHECKED = 60
 """Episodes of each validation set."""
 
 
@@ -69,8 +71,7 @@ class Settings:
 
     def sets(self, split: str) -> dict[str, float]:
         """Return the share of each set of scenes."""
-        real = {"VOC2012": 0.55, "CCP": 0.27, "CarParts": 0.18}
-        shares = {"composed": 1 - self.real} | {k: self.real * v for k, v in real.items()}
+        shares = {k: (1 - self.real if k == "composed" else self.real * v) for k, v in SETS.items()}
         return {f"{name}-{split}": share for name, share in shares.items() if share}
 
     def modes(self, shots: int) -> dict[Mode, float]:
@@ -130,10 +131,7 @@ class Run:
         features = data / "features" / settings.backbone
         shares = settings.sets("train")
         self._training = Mixture({features / name: share for name, share in shares.items()})
-        self._validation = {
-            name: Episodes(features / f"{name}-val")
-            for name in ("VOC2012", "CCP", "CarParts", "composed")
-        }
+        self._validation = {name: features / f"{name}-val" for name in SETS}
         torch.manual_seed(settings.seed)
         self._rng = np.random.default_rng(settings.seed)
         self._model = build_model(
@@ -203,7 +201,8 @@ class Run:
             target.copy_(source)
         averaged.eval()
         entry = {"step": self._step, **self._running}
-        for name, episodes in self._validation.items():
+        for name, features in self._validation.items():
+            episodes = Episodes(features)
             for k in (1, 5):
                 found = validate(averaged, episodes, shots=k)
                 best = int(found.argmax())

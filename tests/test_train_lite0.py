@@ -1,0 +1,203 @@
+"""Parts of the recipe of the bundled model, on tiny data."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_predict import picture
+
+RECIPE = Path(__file__).parents[1] / "examples" / "train_lite0"
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Iterator[None]:
+    """Make the recipe's modules importable, and forget them afterwards."""
+    before = set(sys.modules)
+    sys.path.insert(0, str(RECIPE))
+    yield
+    sys.path.remove(str(RECIPE))
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(RECIPE)):
+            del sys.modules[name]
+
+
+def blob(size: tuple[int, int] = (60, 80)) -> np.ndarray:
+    """An irregular object of two parts."""
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    ellipse = ((rows - 30) / 20) ** 2 + ((columns - 30) / 14) ** 2 < 1
+    return ellipse | ((abs(rows - 15) < 6) & (abs(columns - 65) < 8))
+
+
+@pytest.mark.usefixtures("recipe")
+class TestRough:
+    def test_box_covers(self) -> None:
+        from rough import roughen
+
+        mask = blob()
+        rough = roughen(np.random.default_rng(0), mask, "box")
+        rows, columns = np.nonzero(mask)
+        expected = np.zeros_like(mask)
+        expected[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
+        np.testing.assert_array_equal(rough, expected)
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_relations(self, seed: int) -> None:
+        from rough import roughen
+
+        mask = blob()
+        made = {
+            kind: roughen(np.random.default_rng(seed), mask, kind)
+            for kind in ("points", "eroded", "dilated", "polygon")
+        }
+        assert not (made["eroded"] & ~mask).any()
+        assert not (mask & ~made["dilated"]).any()
+        assert (made["points"] & mask).any()
+        assert (made["polygon"] & mask).any()
+        assert not (made["polygon"] & ~roughen(np.random.default_rng(0), mask, "box")).any()
+        for rough in made.values():
+            assert rough.any()
+            assert rough.dtype == bool
+
+    def test_a_tiny_object_keeps_its_mask(self) -> None:
+        from rough import roughen
+
+        mask = np.zeros((60, 80), bool)
+        mask[10, 20] = True
+        rough = roughen(np.random.default_rng(0), mask, "eroded")
+        np.testing.assert_array_equal(rough, mask)
+
+
+def write_folder(root: Path, names: list[str], labels: list[np.ndarray]) -> Path:
+    """Write photographs and label maps as `photographs.py` does."""
+    for part in ("JPEGImages", "SegmentationClassAug"):
+        (root / part).mkdir(parents=True)
+    for i, (name, label) in enumerate(zip(names, labels, strict=True)):
+        picture(80, 60, seed=i).save(root / "JPEGImages" / f"{name}.jpg")
+        Image.fromarray(label).save(root / "SegmentationClassAug" / f"{name}.png")
+    (root / "classes.json").write_text(json.dumps({"3": "skirt", "5": "coat", "7": "shoes"}))
+    return root
+
+
+@pytest.mark.usefixtures("recipe")
+class TestPhotos:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        labels = [np.zeros((60, 80), np.uint8) for _ in range(4)]
+        labels[0][blob()] = 5  # coat
+        labels[1][:30, :40], labels[1][40:] = 5, 7  # coat and shoes
+        labels[2][blob()], labels[2][50:] = 3, 7  # skirt, which is held out, and shoes
+        labels[3][:30], labels[3][30:40] = 5, 255
+        return write_folder(tmp_path / "CCP", ["a", "b", "c", "d"], labels)
+
+    def test_splits_share_no_photograph(self, folder: Path) -> None:
+        from photos import PhotoScenes
+
+        train, val = (PhotoScenes(folder, split, 64) for split in ("train", "val"))
+        assert train.names == ["a", "b", "d"]
+        assert val.names == ["c"]
+        assert {item.category for item in train.items} == {"CCP/coat", "CCP/shoes"}
+        assert {item.category for item in val.items} == {"CCP/skirt"}
+
+    def test_validation_shows_the_whole_photograph(self, folder: Path) -> None:
+        from photos import PhotoScenes
+
+        val = PhotoScenes(folder, "val", 60)
+        scene = val.draw(np.random.default_rng(0), 0)
+        expected = Image.fromarray(blob()).resize((60, 60), Image.Resampling.NEAREST)
+        np.testing.assert_array_equal(scene.labels == 1, np.asarray(expected))
+        assert set(np.unique(scene.labels)) == {0, 1}
+
+    def test_training_scenes_fit_their_items(self, folder: Path) -> None:
+        from photos import PhotoScenes
+
+        train = PhotoScenes(folder, "train", 48)
+        for seed in range(20):
+            scene = train.draw(np.random.default_rng(seed), 0)
+            assert scene.image.shape == (48, 48, 3)
+            assert set(np.unique(scene.labels)) <= {0, 255, *range(1, len(scene.objects) + 1)}
+            assert len({train.items[item].name for item in scene.objects}) == 1
+
+
+@pytest.mark.usefixtures("recipe")
+def test_photographs_of_the_originals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layouts of the four archives, with one tiny picture in each."""
+    pytest.importorskip("pycocotools")
+    import photographs
+    from scipy.io import savemat
+
+    originals = tmp_path / "data" / "originals"
+    label = np.zeros((60, 80), np.uint8)
+    label[blob()] = 12
+
+    def save(path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(80, 60).save(path)
+
+    voc = originals / "VOCdevkit" / "VOC2012"
+    for name in ("own", "sbd"):
+        save(voc / "JPEGImages" / f"{name}.jpg")
+    (voc / "SegmentationClass").mkdir()
+    Image.fromarray(label).save(voc / "SegmentationClass" / "own.png")
+    sbd = originals / "benchmark_RELEASE" / "dataset" / "cls" / "sbd.mat"
+    sbd.parent.mkdir(parents=True)
+    savemat(sbd, {"GTcls": {"Segmentation": label // 2}})
+
+    ccp = originals / "clothing-co-parsing-master"
+    save(ccp / "photos" / "0001.jpg")
+    names = np.array(["null", "hat", "coat"], dtype=object)
+    savemat(ccp / "label_list.mat", {"label_list": names})
+    garments = np.where(blob(), 2, 1).astype(np.uint8)
+    (ccp / "annotations" / "pixel-level").mkdir(parents=True)
+    savemat(ccp / "annotations" / "pixel-level" / "0001.mat", {"groundtruth": garments})
+
+    for folder, name in (("trainingset", "train7.jpg"), ("testset", "test9.jpg")):
+        cars = originals / "Car-Parts-Segmentation-master" / folder
+        save(cars / "JPEGImages" / name)
+        wheel = {"id": 1, "image_id": 1, "category_id": 4, "area": 100, "iscrowd": 0}
+        wheel |= {"bbox": [10, 10, 20, 20], "segmentation": [[10, 10, 30, 10, 30, 30, 10, 30]]}
+        table = {
+            "images": [{"id": 1, "file_name": name, "height": 60, "width": 80}],
+            "annotations": [wheel],
+            "categories": [
+                {"id": 0, "name": "_background_"},
+                {"id": 4, "name": "wheel"},
+                {"id": 2, "name": "hood"},
+            ],
+        }
+        (cars / "annotations.json").write_text(json.dumps(table))
+
+    listed = {"VOC2012": ["own", "sbd"], "CCP": ["0001"]}
+    monkeypatch.setattr(photographs, "read_names", lambda: listed)
+    monkeypatch.setattr(
+        "sys.argv", ["photographs.py", str(tmp_path / "data"), str(tmp_path / "photos")]
+    )
+    photographs.main()
+
+    def made(*parts: str) -> np.ndarray:
+        return np.asarray(Image.open(tmp_path.joinpath("photos", *parts)))
+
+    np.testing.assert_array_equal(made("VOC2012", "SegmentationClassAug", "own.png"), label)
+    np.testing.assert_array_equal(made("VOC2012", "SegmentationClassAug", "sbd.png"), label // 2)
+    found = made("CCP", "SegmentationClassAug", "0001.png")
+    np.testing.assert_array_equal(found, np.where(blob(), 2, 0))
+    assert json.loads((tmp_path / "photos/CCP/classes.json").read_text()) == {"2": "coat"}
+    parts = json.loads((tmp_path / "photos/CarParts/classes.json").read_text())
+    assert parts == {"2": "hood", "3": "wheel"}
+    for name in ("tr0007", "te0009"):
+        part = made("CarParts", "SegmentationClassAug", f"{name}.png")
+        assert part[20, 20] == 3
+        assert part[40, 40] == 0
+    photographs.main()  # nothing is missing now
+
+
+@pytest.mark.usefixtures("recipe")
+def test_the_lists_name_no_photograph_twice() -> None:
+    from photographs import read_names
+
+    names = read_names()
+    assert {name: len(listed) for name, listed in names.items()} == {"VOC2012": 2438, "CCP": 753}
+    assert all(len(set(listed)) == len(listed) for listed in names.values())
