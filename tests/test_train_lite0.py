@@ -201,3 +201,89 @@ def test_the_lists_name_no_photograph_twice() -> None:
     names = read_names()
     assert {name: len(listed) for name, listed in names.items()} == {"VOC2012": 2438, "CCP": 753}
     assert all(len(set(listed)) == len(listed) for listed in names.values())
+
+
+@pytest.mark.usefixtures("recipe")
+class TestEpisodes:
+    """Eight photographs of two classes, two scenes of each, with tiny hand-made features.
+
+    A feature is the label map itself, so that it shows what was drawn and how it was flipped.
+    """
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def folder(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        folder = tmp_path_factory.mktemp("features")
+        rng = np.random.default_rng(0)
+        items = [
+            {"name": f"{i}", "category": f"VOC2012/{'ab'[i % 2]}", "kind": "real"} for i in range(8)
+        ]
+        labels = np.zeros((16, 9, 9), np.uint8)
+        masks = np.zeros((32, 9, 9), bool)
+        index = []
+        for scene in range(16):
+            labels[scene, 2:7, rng.integers(0, 3) : 6] = 1
+            labels[scene, 0, 0] = 255
+            masks[2 * scene] = labels[scene] == 1
+            kind = ("", "box", "eroded", "")[scene % 4]
+            index.append({"objects": [scene // 2], "supports": [[1, kind]]})
+        (folder / "items.json").write_text(json.dumps(items))
+        (folder / "index.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in index))
+        np.save(folder / "labels.npy", labels)
+        np.save(folder / "masks.npy", masks)
+        np.save(folder / "scenes.npy", labels[:, None].astype(np.float16))
+        np.save(folder / "supports.npy", masks[:, None].astype(np.float16))
+        return folder
+
+    @pytest.mark.parametrize("mode", ["across", "same", "self"])
+    def test_modes(self, folder: Path, mode: str) -> None:
+        from episodes import Episodes
+
+        episodes, rng = Episodes(folder), np.random.default_rng(0)
+        for _ in range(50):
+            queries = 1 if mode == "same" else 2
+            drawn = episodes.draw(rng, shots=2, queries=queries, mode=mode)
+            supports = [row // 2 for row in drawn.rows]
+            shown = [episodes.objects[scene][0] for scene in supports]
+            asked = [episodes.objects[scene][0] for scene in drawn.scenes]
+            names = {episodes.items[item]["category"] for item in shown + asked}
+            assert names == {drawn.category}
+            if mode == "across":
+                assert not set(shown) & set(asked)
+                assert drawn.wanted is None
+            elif mode == "same":
+                assert set(shown) == set(asked) == drawn.wanted
+                assert not set(supports) & set(drawn.scenes)
+            else:
+                assert set(supports) == {drawn.scenes[0]}
+                assert supports[0] % 4 == 1  # it has a box
+                assert asked[1] != shown[0]
+
+    def test_absent_queries_show_nothing(self, folder: Path) -> None:
+        from episodes import Episodes
+
+        episodes, rng = Episodes(folder), np.random.default_rng(0)
+        batch = episodes.episode(rng, shots=1, queries=2, absent=1.0)
+        assert set(batch.targets.unique().tolist()) == {0, 255}
+        batch = episodes.episode(rng, shots=1, queries=2, absent=0.0)
+        assert all((target == 1).any() for target in batch.targets)
+
+    def test_flips_keep_features_and_labels_together(self, folder: Path) -> None:
+        from episodes import Episodes
+
+        episodes, rng = Episodes(folder), np.random.default_rng(0)
+        for _ in range(20):
+            batch = episodes.episode(rng, shots=3, queries=2, absent=0.0)
+            assert batch.supports.shape == (3, 1, 9, 9)
+            np.testing.assert_array_equal(batch.supports[:, 0], batch.masks[0])
+            np.testing.assert_array_equal(batch.queries[:, 0], batch.targets)
+
+    def test_mixture(self, folder: Path) -> None:
+        from episodes import Mixture
+
+        mixture, rng = Mixture({folder: 1.0}), np.random.default_rng(0)
+        batch = mixture.batch(rng, groups=3, shots=2, queries=2, modes={"across": 1.0})
+        assert batch.supports.shape == (6, 1, 9, 9)
+        assert batch.masks.shape == (3, 2, 9, 9)
+        assert batch.queries.shape == (6, 1, 9, 9)
+        assert len(batch.categories) == 3
