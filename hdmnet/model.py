@@ -1,6 +1,6 @@
 """HDMNet (arXiv 2303.14652): the parts, composed."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,8 +8,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from hdmnet.base import FewShotModel
-from hdmnet.classes import Groups
+from hdmnet.inference import HDMNetInference
 from hdmnet.nn import _checks, _fast
 from hdmnet.nn._precision import no_autocast, upcast
 from hdmnet.nn._resize import nearest, upsample, widen_small
@@ -19,11 +18,17 @@ from hdmnet.nn.calibration import Calibration
 from hdmnet.nn.encoder import HierarchicalEncoder, conv_relu
 from hdmnet.nn.ensemble import BaseLearner, BaseMetaEnsemble
 from hdmnet.nn.matching import CascadeMatching
-from hdmnet.nn.presence import Presence, object_probability
-from hdmnet.nn.priors import foreground_features, masked_average_pool, max_cosine
+from hdmnet.nn.presence import Presence
+from hdmnet.nn.priors import (
+    contrast_prior,
+    foreground_features,
+    masked_average_pool,
+    max_cosine,
+    mean_feature,
+)
 from hdmnet.nn.psp import PyramidPooling
 from hdmnet.nn.style import gram_distance, gram_matrix
-from hdmnet.output import Features, HDMNetOutput, Matches, QueryFeatures
+from hdmnet.output import Features, HDMNetOutput, QueryFeatures
 from hdmnet.supports import SupportSet
 
 REDUCED_DIM = 256  # channels of the reduced features q and s
@@ -34,7 +39,7 @@ SHOTS = "(b k) c h w -> b k c h w"
 SHARED = "b ... -> (b n) ..."  # n consecutive episodes share a query
 
 
-class HDMNet(FewShotModel):
+class HDMNet(HDMNetInference):
     """The network of the paper: segments the class of K masked support images in a query image.
 
     Args:
@@ -53,8 +58,11 @@ class HDMNet(FewShotModel):
         frozen_norm: Whether every BatchNorm stays in eval mode in training, as in the paper.
         layers: Levels or blocks of the backbone that give f2, f3, f4, as for `FeaturePyramid`.
         presence: Arguments of `Presence`, fitted. None: an answer's `presence` is only a rough one.
+        contrast: Whether the prior has a third map, which compares a class with the others of a
+            call: see `contrast_prior`.
         calibration: Arguments of `Calibration`, fitted, of `predict` and `scores`. None: no change.
-        pretrained_backbone: Whether to download timm's weights. A reload of the model never does.
+        pretrained_backbone: Whether to download timm's weights of the backbone. It is not saved
+            with the model: a reload never downloads a backbone.
 
     Raises:
         ConnectionError: If the ImageNet weights are not in the cache and cannot be downloaded.
@@ -83,20 +91,23 @@ class HDMNet(FewShotModel):
         shot_hidden_dim: int = 2,
         frozen_norm: bool = True,
         layers: Sequence[int] | None = None,
+        contrast: bool = False,
         presence: Mapping[str, Any] | None = None,
         calibration: Mapping[str, Any] | None = None,
         pretrained_backbone: bool = False,
     ) -> None:
         super().__init__()
         _checks.check_type("backbone", backbone, str, "the name of a model")
-        _checks.check_type("frozen_norm", frozen_norm, bool, "a bool")
+        for name, value in {"frozen_norm": frozen_norm, "contrast": contrast}.items():
+            _checks.check_type(name, value, bool, "a bool")
         _checks.check_integers("heads", heads, 1, 2**14, longest=6)  # each stage halves the grid
         _checks.check_integer("base_classes", base_classes, 0, 10**6)
         _checks.check_integer("shots", shots, 1, 10**4)
         _checks.check_integer("shot_hidden_dim", shot_hidden_dim, 0, 10**4)
         _checks.check_integer("dim", dim, 2, 2**14)
         _checks.check_probabilities(dropout=dropout, feature_dropout=feature_dropout)
-        self.image_size, self.frozen_norm = image_size, frozen_norm
+        self.image_size = image_size
+        self.frozen_norm = frozen_norm
 
         self.backbone = FeaturePyramid(backbone, layers=layers, pretrained=pretrained_backbone)
         c2, c3, c4 = self.backbone.channels
@@ -104,10 +115,13 @@ class HDMNet(FewShotModel):
         self.base_learner = BaseLearner(PSP_DIM, base_classes) if base_classes else None
         self.query_reduce = conv_relu(c3 + c2, REDUCED_DIM, nn.Dropout2d(feature_dropout))
         self.support_reduce = conv_relu(c3 + c2, REDUCED_DIM, nn.Dropout2d(feature_dropout))
-        self.query_merge = conv_relu(2 * REDUCED_DIM + 2, dim)
+        priors = 3 if contrast else 2
+        self.query_merge = conv_relu(2 * REDUCED_DIM + priors, dim)
         self.support_merge = conv_relu(2 * REDUCED_DIM, dim)
         self.encoder = HierarchicalEncoder(dim, heads, dropout=dropout)
-        self.cascade = CascadeMatching(dim, len(heads), shots=shots, dropout=dropout)
+        self.cascade = CascadeMatching(
+            dim, len(heads), prior_channels=priors, shots=shots, dropout=dropout
+        )
         self.ensemble = (
             BaseMetaEnsemble(shots, shot_hidden_dim=shot_hidden_dim) if base_classes else None
         )
@@ -116,6 +130,7 @@ class HDMNet(FewShotModel):
 
         c5, gram = (PSP_DIM, c2) if base_classes else (c3, 0)
         self._support_channels = (REDUCED_DIM, *[dim] * len(heads), c5, c4, gram)
+        self.priors = ("f5" if base_classes else "f3", "f4", "contrast")[:priors]
         self.smallest_size = self.backbone.smallest_size(self.encoder.min_grid)
         _checks.check_integer("image_size", image_size, self.smallest_size, 2**14)
         self.train()  # a new module is in training mode, but the frozen norms must not be
@@ -266,34 +281,7 @@ class HDMNet(FewShotModel):
             base=None if out.base is None else upsample(out.base, size, align_corners=True),
         )
 
-    def scores(self, query: Tensor, supports: SupportSet) -> Tensor:
-        """Compute only the `final` scores of `match`, for inference. See `FewShotModel.scores`."""
-        return next(self.match_sets(query, [[supports]])).scores
-
-    def match_sets(self, query: Tensor, groups: Groups) -> Iterator[Matches]:
-        _checks.check_images("query", query, "B, 3, H, W", self.smallest_size)
-        described = self._describe(self.backbone(query))
-        for group in groups:
-            prior = torch.cat([self._prior(described, supports) for supports in group])
-            # The prior's features are most of a set. They are not copied.
-            first, *others = (replace(s, prior_features=(), negatives=None) for s in group)
-            out = self._merge(described, first.stack(*others), prior, query.shape[-2:])
-            f4, negatives = [s.prior_features[1] for s in group], [s.negatives for s in group]
-            scores = self.calibration(out.final)
-            scores, presence = self.presence(described.prior[1], scores, f4, negatives)
-            names = "f3" if self.psp is None else "f5", "f4"
-            yield Matches(scores, presence, out.correlations, prior, names, out.base)
-
-    def encode_negative(self, image: Tensor, mask: Tensor | None, supports: SupportSet) -> Tensor:
-        if mask is not None:
-            return self.presence.shown(self.encode(image[None], mask[None]).prior_features[1])
-        features = self.backbone(image)
-        out = self.match_features(features, supports, image.shape[-2:])
-        p = object_probability(self.calibration(out.final))
-        return self.presence.found(features[2], p[:, None])[0]
-
     def _describe(self, features: Features) -> QueryFeatures:
-        """Compute everything about B queries that does not depend on the supports."""
         f2, f3, f4 = features
         f5 = self._f5(f3, f4)
         return QueryFeatures(
@@ -307,7 +295,11 @@ class HDMNet(FewShotModel):
         supports.check_fits(self.fingerprint, self._support_channels, query.reduced.device)
         supports = replace(supports, tokens=(), gram=None).expand(query.reduced.shape[0])
         pairs = zip(query.prior, supports.prior_features, strict=True)
-        return torch.stack([max_cosine(f, s) for f, s in pairs], dim=1)
+        maps = [max_cosine(f, s) for f, s in pairs]
+        if "contrast" in self.priors:
+            own = mean_feature(supports.prior_features[1])
+            maps.append(contrast_prior(query.prior[1], own, supports.rivals))
+        return torch.stack(maps, dim=1)
 
     def _merge(
         self,
@@ -317,7 +309,6 @@ class HDMNet(FewShotModel):
         size: Sequence[int],
         base_class: Tensor | None = None,
     ) -> HDMNetOutput:
-        """Merge everything, with `meta` and `base` still on the feature grid."""
         q, n = query.reduced, prior.shape[0] // query.reduced.shape[0]
         supports = replace(supports, prior_features=()).expand(q.shape[0])
         # float32: cheap here, and bf16 would move mask borders.

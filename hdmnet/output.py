@@ -20,7 +20,8 @@ class HDMNetOutput(NamedTuple):
     correlations: tuple[Tensor, ...]
     """(B, h_s, w_s) per stage, coarsest first, in [-10, 10]."""
     prior: Tensor
-    """(B, 2, h, w) cosines in [-1, 1], of f5 (of f3 without base learner) and of f4."""
+    """(B, 2, h, w) cosines in [-1, 1], of f5 (of f3 without base learner) and of f4; with
+    `contrast=True`, (B, 3, h, w): the third is `contrast_prior`."""
 
 
 class Matches(NamedTuple):

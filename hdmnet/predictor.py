@@ -67,6 +67,17 @@ class Predictor(nn.Module, ABC):
     def match_sets(self, query: Tensor, groups: Groups) -> Iterator[Matches]:
         """Match one query with several sets, or the reverse, see `FewShotModel`."""
 
+    def contrasted(self, sets: list[SupportSet]) -> list[SupportSet]:
+        """Let each class know the other classes of a call. Without an override, none does.
+
+        Args:
+            sets: A set for each class, each with one episode.
+
+        Returns:
+            The sets, in their order, for `match_sets`.
+        """
+        return sets
+
     @abstractmethod
     def fingerprint(self) -> str:
         """Return a short hash of architecture and weights, see `FewShotModel`."""
@@ -481,6 +492,8 @@ class Predictor(nn.Module, ABC):
                 f"a set holds {len(several[0].prototypes)} episodes: expected one for each class, "
                 "as encode_supports gives"
             )
+        with _evaluating(self):
+            sets = self.contrasted(sets)
         order, groups = group_by_shots(sets, options.batch_size or len(sets))
         at_once = options.batch_size or 1 if len(sets) == 1 else 1
         for batch in batched(queries, at_once):

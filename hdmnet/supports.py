@@ -43,6 +43,8 @@ class SupportSet:
     negatives: Tensor | None = None
     """(B, M, C) directions of things that are not the class, see `Presence`. None: there are none.
     """
+    rivals: Tensor | None = None
+    """(B, M, C) mean features of the other classes of a call, see `contrast_prior`. Never saved."""
 
     @property
     def shots(self) -> int:
@@ -277,6 +279,7 @@ class SupportSet:
             prior_features=tuple(_join_priors(level, dim) for level in priors),
             gram=torch.cat(grams, dim) if grams else None,
             negatives=_join_negatives([s.negatives for s in sets], dim),
+            rivals=None,
         )
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
@@ -287,6 +290,7 @@ class SupportSet:
             prior_features=tuple(PriorFeatures(*map(function, p)) for p in self.prior_features),
             gram=None if self.gram is None else function(self.gram),
             negatives=None if self.negatives is None else function(self.negatives),
+            rivals=None if self.rivals is None else function(self.rivals),
         )
 
 

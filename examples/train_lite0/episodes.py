@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -38,16 +38,18 @@ class Batch:
     queries: Tensor  # (G Q, C, h, w)
     targets: Tensor  # (G Q, H, W)
     categories: list[str]  # of the G episodes
+    rivals: Tensor  # (G M K, C, h, w), supports of M other classes of each episode
+    rival_masks: Tensor  # (G M, K, H, W)
 
     @classmethod
     def join(cls, batches: Sequence[Batch]) -> Batch:
         """Join batches with the same K and Q."""
-        supports, masks, queries, targets = (
-            torch.cat([getattr(batch, name) for batch in batches])
-            for name in ("supports", "masks", "queries", "targets")
-        )
-        names = [name for batch in batches for name in batch.categories]
-        return cls(supports, masks, queries, targets, names)
+        tensors = {
+            field.name: torch.cat([getattr(batch, field.name) for batch in batches])
+            for field in fields(cls)
+            if field.name != "categories"
+        }
+        return cls(categories=[name for batch in batches for name in batch.categories], **tensors)
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,26 @@ class Episodes:
             if all(self.items[item]["category"] != category for item in self.objects[scene]):
                 return scene
 
+    def _rivals(self, rng: np.random.Generator, drawn: Draw, count: int) -> list[list[int]]:
+        """Draw rows of exact supports of other categories, where possible of what queries show."""
+        shots = len(drawn.rows)
+        rows: list[list[int]] = []
+        seen = {self.items[i]["category"] for scene in drawn.scenes for i in self.objects[scene]}
+        candidates = [str(name) for name in rng.permutation(sorted(seen - {drawn.category}))]
+        every = [name for group in self._by_kind.values() for name in group]
+        candidates += [str(name) for name in rng.permutation(every) if name != drawn.category]
+        members = {name: items for group in self._by_kind.values() for name, items in group.items()}
+        for name in dict.fromkeys(candidates):
+            found = [
+                row
+                for item in members.get(name, ())
+                for row in self._supports_of[item]
+                if not self._kind_of[row] and row // SUPPORTS_PER_SCENE not in drawn.scenes
+            ]
+            if found and len(rows) < count:
+                rows.append([int(r) for r in rng.choice(found, shots, replace=len(found) < shots)])
+        return rows
+
     def target(self, scene: int, category: str, wanted: set[int] | None) -> np.ndarray:
         """Make the target (H, W) of a query.
 
@@ -153,6 +175,7 @@ class Episodes:
         shots: int,
         queries: int,
         mode: Mode = "across",
+        rivals: int = 0,
         absent: float = ABSENT,
         flip: bool = True,
     ) -> Batch:
@@ -163,6 +186,7 @@ class Episodes:
             shots: Number K of supports.
             queries: Number Q of queries.
             mode: What supports and queries have in common.
+            rivals: Number M of other classes.
             absent: Share of the queries that do not show the class.
             flip: Whether to flip supports and queries at random. This is exact, see `SIZE`.
         """
@@ -182,7 +206,17 @@ class Episodes:
             turned = torch.from_numpy(rng.random(len(pair[0])) < 0.5)
             for x in pair:
                 x[turned] = x[turned].flip(-1)
-        return Batch(supports, masks[None], features, target, [drawn.category])
+        others = self._rivals(rng, drawn, rivals)
+        rows = [row for other in others for row in other]
+        return Batch(
+            supports,
+            masks[None],
+            features,
+            target,
+            [drawn.category],
+            rivals=torch.from_numpy(self._supports[rows]).float(),
+            rival_masks=torch.from_numpy(self._masks[rows]).float().unflatten(0, (rivals, shots)),
+        )
 
 
 class Mixture:
@@ -204,11 +238,14 @@ class Mixture:
         shots: int,
         queries: int,
         modes: Mapping[Mode, float],
+        rivals: int = 0,
     ) -> Batch:
         """Draw a batch of `groups` episodes; `modes` has the probability of each mode."""
         drawn = []
         for _ in range(groups):
             chosen = self._sets[int(rng.choice(len(self._sets), p=self._shares))]
             mode: Mode = rng.choice(list(modes), p=list(modes.values()))
-            drawn.append(chosen.episode(rng, shots=shots, queries=queries, mode=mode))
+            drawn.append(
+                chosen.episode(rng, shots=shots, queries=queries, mode=mode, rivals=rivals)
+            )
         return Batch.join(drawn)

@@ -11,7 +11,7 @@ import argparse
 import json
 import logging
 from collections import defaultdict
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import trange
 
 from hdmnet import EpisodeLoss, HDMNet, HDMNetOutput
+from hdmnet.nn.priors import foreground_features, mean_feature
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ SETS = {"composed": 1.0, "VOC2012": 0.55, "CCP": 0.27, "CarParts": 0.18}
 """Sets of scenes: share of the episodes with composed scenes, or with real photographs."""
 SHOTS = {1: 0.35, 2: 0.15, 3: 0.15, 4: 0.1, 5: 0.25}
 """Probability of each number of shots."""
+RIVALS = {0: 0.4, 1: 0.4, 2: 0.2}
+"""Probability of each number of other classes that the model knows of, with `contrast`."""
 WEIGHT_DECAY = 0.01
 WARM_UP, POLY = 50, 0.9
 THRESHOLDS = np.linspace(0.1, 0.9, 17)
@@ -56,6 +59,7 @@ class Settings:
     dice: float = 0.0  # weight of the Dice loss
     average: float = 0.999  # decay of the moving average of the weights
     free_norms: float = 0.35  # share of the steps in which the head's BatchNorms learn statistics
+    contrast: int = 0  # 1: the model compares a class with its rivals
     dim: int = 64
     dropout: float = 0.1
     feature_dropout: float = 0.5
@@ -89,6 +93,10 @@ def run_batch(model: HDMNet, batch: Batch) -> HDMNetOutput:
         return f2, f3, f4
 
     supports = model.encode_features(levels(batch.supports), batch.masks)
+    if len(batch.rivals):
+        f4 = levels(batch.rivals)[2].unflatten(0, batch.rival_masks.shape[:2])
+        means = mean_feature(foreground_features(f4, batch.rival_masks))
+        supports = replace(supports, rivals=means.unflatten(0, (len(batch.masks), -1)))
     return model.match_features(levels(batch.queries), supports, (SIZE, SIZE))
 
 
@@ -108,13 +116,8 @@ def validate(model: HDMNet, episodes: Episodes, *, shots: int) -> np.ndarray:
     sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros((2, len(THRESHOLDS))))
     for _ in range(CHECKED):
         batch = episodes.episode(rng, shots=5, queries=QUERIES, absent=0, flip=False)
-        batch = Batch(  # drawn with 5 shots, so every number of shots has the same queries
-            batch.supports[:shots],
-            batch.masks[:, :shots],
-            batch.queries,
-            batch.targets,
-            batch.categories,
-        )
+        # Drawn with 5 shots, so every number of shots has the same queries.
+        batch = replace(batch, supports=batch.supports[:shots], masks=batch.masks[:, :shots])
         probability = run_batch(model, batch).final[:, 1].numpy()
         truth, valid = batch.targets.numpy() == OBJECT, batch.targets.numpy() != IGNORE
         for i, threshold in enumerate(THRESHOLDS):
@@ -137,6 +140,7 @@ class Run:
         self._model = build_model(
             settings.backbone,
             frozen_norm=False,
+            contrast=bool(settings.contrast),
             dim=settings.dim,
             dropout=settings.dropout,
             feature_dropout=settings.feature_dropout,
@@ -176,8 +180,14 @@ class Run:
         model.frozen_norm = self._step > settings.free_norms * settings.steps
         model.train()
         shots = int(self._rng.choice(list(SHOTS), p=list(SHOTS.values())))
+        rivals = int(self._rng.choice(list(RIVALS), p=list(RIVALS.values())))
         batch = self._training.batch(
-            self._rng, groups=GROUPS, shots=shots, queries=QUERIES, modes=settings.modes(shots)
+            self._rng,
+            groups=GROUPS,
+            shots=shots,
+            queries=QUERIES,
+            modes=settings.modes(shots),
+            rivals=rivals * settings.contrast,
         )
         output = run_batch(model, batch)
         losses = self._loss(output, batch.targets)

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
@@ -113,3 +114,42 @@ def max_cosine(query: Tensor, support: PriorFeatures) -> Tensor:
         else:
             best = _fast.max_cosine(query, unit, norm, EPS)
     return rearrange(best.mean(dim=-1), "b (h w) -> b h w", h=query.shape[-2])
+
+
+def mean_feature(support: PriorFeatures) -> Tensor:
+    """Average the features of the object over all positions of all shots: (B, C)."""
+    unit, norm = upcast(support.unit), upcast(support.norm)
+    total = (unit * norm[..., None]).sum(dim=(1, 2))
+    return total / (norm > 0).sum(dim=(1, 2), keepdim=True)[..., 0].clamp(min=1)
+
+
+def contrast_prior(query: Tensor, own: Tensor, rivals: Tensor | None) -> Tensor:
+    """Compare every query position with a class and with the classes that it could be taken for.
+
+    contrast_i = min_d cos(q_i − mean_i' q_i', m − m_d)
+
+    with the mean features m of the class and m_d of each rival. It is positive where the query
+    differs from its mean more towards the class than towards any rival.
+
+    Args:
+        query: (B, C, h, w) query features q.
+        own: (B, C) mean features m, from `mean_feature`.
+        rivals: (B, M, C) mean features m_d of M other classes. None: there are none.
+
+    Returns:
+        (B, h, w) in [-1, 1]. Without rivals it is 0.
+
+    Raises:
+        ValueError: If a shape does not fit.
+
+    Source: this project.
+    """
+    q = upcast(query)
+    if rivals is None or rivals.shape[1] == 0:
+        return q.new_zeros(q.shape[0], *q.shape[-2:])
+    check_shapes("B, C, h, w; B, C; B, M, C", query=query, own=own, rivals=rivals)
+    q = F.normalize(q - q.mean(dim=(-2, -1), keepdim=True), dim=1)
+    direction = F.normalize(own[:, None] - rivals.to(own.dtype), dim=-1)
+    with no_autocast(q):
+        cosines = direction.to(q.dtype) @ rearrange(q, "b c h w -> b c (h w)")
+    return rearrange(cosines.amin(dim=1), "b (h w) -> b h w", h=q.shape[-2])

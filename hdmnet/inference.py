@@ -1,0 +1,89 @@
+"""What HDMNet adds to the paper for `predict`: classes at once, calibration, presence, rivals."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from hdmnet.base import FewShotModel
+from hdmnet.classes import Groups
+from hdmnet.nn import _checks
+from hdmnet.nn.calibration import Calibration
+from hdmnet.nn.presence import Presence, object_probability
+from hdmnet.nn.priors import mean_feature
+from hdmnet.output import Features, HDMNetOutput, Matches, QueryFeatures
+from hdmnet.supports import SupportSet
+
+
+class HDMNetInference(FewShotModel):
+    """The hooks of `FewShotModel` for `HDMNet`, on the parts that it computes an answer from.
+
+    Attributes:
+        presence: Does a query show any of the class?
+        calibration: From scores to probabilities.
+        priors: Names of the P maps of the prior.
+        smallest_size: Height and width in pixels of the smallest images.
+    """
+
+    presence: Presence
+    calibration: Calibration
+    priors: tuple[str, ...]
+    smallest_size: int
+
+    @abstractmethod
+    def _describe(self, features: Features) -> QueryFeatures:
+        """Compute everything about B queries that does not depend on the supports."""
+
+    @abstractmethod
+    def _prior(self, query: QueryFeatures, supports: SupportSet) -> Tensor:
+        """Compute the prior (B, P, h, w)."""
+
+    @abstractmethod
+    def _merge(
+        self,
+        query: QueryFeatures,
+        supports: SupportSet,
+        prior: Tensor,
+        size: Sequence[int],
+        base_class: Tensor | None = None,
+    ) -> HDMNetOutput:
+        """Merge everything, with `meta` and `base` still on the feature grid."""
+
+    def scores(self, query: Tensor, supports: SupportSet) -> Tensor:
+        """Compute only the calibrated scores of `match`. See `FewShotModel.scores`."""
+        return next(self.match_sets(query, [[supports]])).scores
+
+    def match_sets(self, query: Tensor, groups: Groups) -> Iterator[Matches]:
+        """Match one query with several sets, or the reverse: what they share is computed once."""
+        _checks.check_images("query", query, "B, 3, H, W", self.smallest_size)
+        described = self._describe(self.backbone(query))
+        for group in groups:
+            prior = torch.cat([self._prior(described, supports) for supports in group])
+            # The prior's features are most of a set. They are not copied.
+            first, *others = (
+                replace(s, prior_features=(), negatives=None, rivals=None) for s in group
+            )
+            out = self._merge(described, first.stack(*others), prior, query.shape[-2:])
+            f4, negatives = [s.prior_features[1] for s in group], [s.negatives for s in group]
+            scores = self.calibration(out.final)
+            scores, presence = self.presence(described.prior[1], scores, f4, negatives)
+            yield Matches(scores, presence, out.correlations, prior, self.priors, out.base)
+
+    def encode_negative(self, image: Tensor, mask: Tensor | None, supports: SupportSet) -> Tensor:
+        """Sum the directions of what a mask shows, or else of what the model finds."""
+        if mask is not None:
+            return self.presence.shown(self.encode(image[None], mask[None]).prior_features[1])
+        query = self._describe(self.backbone(image))
+        out = self._merge(query, supports, self._prior(query, supports), image.shape[-2:])
+        p = object_probability(self.calibration(out.final))
+        return self.presence.found(query.prior[1], p[:, None])[0]
+
+    def contrasted(self, sets: list[SupportSet]) -> list[SupportSet]:
+        """Let each class know the mean features of the others, if the prior has a contrast."""
+        if "contrast" not in self.priors or len(sets) == 1:
+            return sets
+        means = torch.stack([mean_feature(s.prior_features[1]) for s in sets], dim=1)
+        others = [[j for j in range(len(sets)) if j != i] for i in range(len(sets))]
+        return [replace(s, rivals=means[:, o]) for s, o in zip(sets, others, strict=True)]
