@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from hdmnet.base import FewShotModel
-from hdmnet.classes import Groups
+from hdmnet.classes import Groups, know_rivals
 from hdmnet.nn import _checks
 from hdmnet.nn.calibration import Calibration
 from hdmnet.nn.presence import Presence, object_probability
-from hdmnet.nn.priors import mean_feature
 from hdmnet.output import Features, HDMNetOutput, Matches, QueryFeatures
 from hdmnet.supports import SupportSet
 
@@ -82,8 +81,4 @@ class HDMNetInference(FewShotModel):
 
     def contrasted(self, sets: list[SupportSet]) -> list[SupportSet]:
         """Let each class know the mean features of the others, if the prior has a contrast."""
-        if "contrast" not in self.priors or len(sets) == 1:
-            return sets
-        means = torch.stack([mean_feature(s.prior_features[1]) for s in sets], dim=1)
-        others = [[j for j in range(len(sets)) if j != i] for i in range(len(sets))]
-        return [replace(s, rivals=means[:, o]) for s, o in zip(sets, others, strict=True)]
+        return know_rivals(sets) if "contrast" in self.priors else sets

@@ -44,6 +44,11 @@ class TestMap:
         one, other = contrast_prior(query, a, b[:, None]), contrast_prior(query, b, a[:, None])
         torch.testing.assert_close(one, -other, **TOLERANCE)
 
+    def test_the_class_itself_is_no_rival(self) -> None:
+        query, own = torch.randn(1, 5, 3, 4), torch.randn(1, 5)
+        found = contrast_prior(query, own, (own * (1 + 1e-7))[:, None])
+        assert found.abs().max() < 1e-4
+
     def test_mean_feature(self) -> None:
         features, mask = torch.rand(2, 3, 5, 4, 4), torch.zeros(2, 3, 4, 4)
         mask[:, :, 1:3, 1:] = 1

@@ -171,3 +171,17 @@ def test_example_needs_no_torch(fish: Path, tmp_path: Path) -> None:
     ).returncode
     expected = HDMNet.from_pretrained("hdmnet-lite0").predict(QUERY, SUPPORT, MASK).mask.numpy()
     assert (mask == expected).mean() > 0.9999
+
+
+def test_classes_of_a_session_are_rivals(tmp_path: Path) -> None:
+    model = make(base_classes=0, contrast=True)
+    export_onnx(model, tmp_path)
+    session = Session(tmp_path)
+    names = ("fish", "rocket", "feline")
+    supports = {name: DATA / name / "support_1.jpg" for name in names}
+    masks = {name: DATA / name / "support_1.png" for name in names}
+    for known in (names, names[:1]):
+        images, labels = ({name: x[name] for name in known} for x in (supports, masks))
+        expected = model.predict(QUERY, images, labels)
+        found = session.predict(QUERY, images, labels)
+        torch.testing.assert_close(found.probability, expected.probability, rtol=0, atol=1e-4)

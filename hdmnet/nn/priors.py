@@ -14,6 +14,8 @@ from hdmnet.nn._resize import nearest, upsample
 
 EPS = 1e-7
 """Guard of a division by the product of two norms."""
+SAME = 0.01
+"""Two mean features that differ by less, as a share of their norm, are the same."""
 
 
 def masked_average_pool(features: Tensor, mask: Tensor) -> Tensor:
@@ -129,7 +131,8 @@ def contrast_prior(query: Tensor, own: Tensor, rivals: Tensor | None) -> Tensor:
     contrast_i = min_d cos(q_i − mean_i' q_i', m − m_d)
 
     with the mean features m of the class and m_d of each rival. It is positive where the query
-    differs from its mean more towards the class than towards any rival.
+    differs from its mean more towards the class than towards any rival. The norm of m − m_d counts
+    as at least |m| / 100, so a rival that is the class itself has no direction, but 0.
 
     Args:
         query: (B, C, h, w) query features q.
@@ -149,7 +152,9 @@ def contrast_prior(query: Tensor, own: Tensor, rivals: Tensor | None) -> Tensor:
         return q.new_zeros(q.shape[0], *q.shape[-2:])
     check_shapes("B, C, h, w; B, C; B, M, C", query=query, own=own, rivals=rivals)
     q = F.normalize(q - q.mean(dim=(-2, -1), keepdim=True), dim=1)
-    direction = F.normalize(own[:, None] - rivals.to(own.dtype), dim=-1)
+    direction = own[:, None] - rivals.to(own.dtype)
+    least = SAME * own.norm(dim=-1)[:, None, None]
+    direction = direction / direction.norm(dim=-1, keepdim=True).maximum(least).clamp(min=EPS)
     with no_autocast(q):
         cosines = direction.to(q.dtype) @ rearrange(q, "b c h w -> b c (h w)")
     return rearrange(cosines.amin(dim=1), "b (h w) -> b h w", h=q.shape[-2])
