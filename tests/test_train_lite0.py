@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from conftest import make
 from PIL import Image
 from test_predict import picture
 
@@ -287,3 +289,36 @@ class TestEpisodes:
         assert batch.masks.shape == (3, 2, 9, 9)
         assert batch.queries.shape == (6, 1, 9, 9)
         assert len(batch.categories) == 3
+
+
+@pytest.mark.usefixtures("recipe")
+class TestVariants:
+    def test_dot_product_attention(self) -> None:
+        from variants import DotProductAttention
+
+        attention = DotProductAttention(8, heads=2, dropout=0.0).eval()
+        query, support = torch.randn(1, 8, 3, 4), torch.randn(1, 2, 8, 3, 3)
+        mask = (torch.rand(1, 2, 3, 3) > 0.4).float()
+        out, correlation = attention(query, support, mask)
+        tokens = support.permute(0, 1, 3, 4, 2).reshape(18, 8)[mask.flatten() == 1]
+        q = attention.query(query[0].flatten(1).T)
+        k, v = attention.key(tokens), attention.value(tokens)
+        heads = []
+        for part in (slice(0, 4), slice(4, 8)):
+            similarity = q[:, part] @ k[:, part].T / 2
+            heads.append((similarity.softmax(dim=-1) @ v[:, part], similarity.mean(dim=-1)))
+        expected = attention.out(torch.cat([h[0] for h in heads], dim=-1)).T.reshape(8, 3, 4)
+        torch.testing.assert_close(out[0], expected, rtol=0, atol=1e-5)
+        mean = (heads[0][1] + heads[1][1]) / 2
+        torch.testing.assert_close(correlation[0], mean.reshape(3, 4), rtol=0, atol=1e-5)
+
+    def test_without_prior(self) -> None:
+        from variants import WithoutPrior
+
+        model = make(base_classes=0)
+        model.__class__ = WithoutPrior
+        query, images = torch.rand(1, 3, 64, 64), torch.rand(1, 1, 3, 64, 64)
+        with torch.no_grad():
+            output = model(query, images, torch.ones(1, 1, 64, 64))
+        assert output.prior.shape[1] == 2
+        assert not output.prior.any()

@@ -18,10 +18,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 from episodes import OBJECT, Batch, Episodes, Mixture, Mode
-from features import IGNORE, SIZE, build_model
+from features import IGNORE, SIZE
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import trange
+from variants import build_variant
 
 from hdmnet import EpisodeLoss, HDMNet, HDMNetOutput
 from hdmnet.nn.priors import foreground_features, mean_feature
@@ -60,6 +61,9 @@ class Settings:
     average: float = 0.999  # decay of the moving average of the weights
     free_norms: float = 0.35  # share of the steps in which the head's BatchNorms learn statistics
     contrast: int = 0  # 1: the model compares a class with its rivals
+    stages: int = 3
+    matching: str = "cosine"  # or "dot": see variants.py
+    prior: int = 1  # 0: without the prior
     dim: int = 64
     dropout: float = 0.1
     feature_dropout: float = 0.5
@@ -137,8 +141,11 @@ class Run:
         self._validation = {name: features / f"{name}-val" for name in SETS}
         torch.manual_seed(settings.seed)
         self._rng = np.random.default_rng(settings.seed)
-        self._model = build_model(
+        self._model = build_variant(
             settings.backbone,
+            stages=settings.stages,
+            matching=settings.matching,
+            prior=bool(settings.prior),
             frozen_norm=False,
             contrast=bool(settings.contrast),
             dim=settings.dim,
@@ -221,7 +228,8 @@ class Run:
         logger.info("%s", entry)
         with (self._folder / "log.jsonl").open("a") as log:
             log.write(json.dumps(entry) + "\n")
-        averaged.save_pretrained(self._folder)
+        if self._settings.matching == "cosine" and self._settings.prior:
+            averaged.save_pretrained(self._folder)  # an HDMNet could not load the variants
         state: dict[str, Any] = {name: part.state_dict() for name, part in self._parts().items()}
         state |= {
             "settings": asdict(self._settings),

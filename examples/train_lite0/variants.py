@@ -1,0 +1,95 @@
+"""Networks without one of the paper's ideas, for the ablations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from features import build_model
+from torch import Tensor
+
+from hdmnet import HDMNet, SupportSet
+from hdmnet.nn import MatchingAttention, MatchingStage
+from hdmnet.nn.attention import SupportTokens
+from hdmnet.output import QueryFeatures
+
+HEADS = (2, 4, 8)
+OUTSIDE = -1e4
+"""What positions outside of the mask add to a similarity."""
+
+
+class DotProductAttention(MatchingAttention):
+    """Usual cross-attention in place of the paper's matching.
+
+    S_ij = q_i · k_j / √d, A_ij = exp(S_ij) / Σ_j' exp(S_ij') over the object positions j' of the
+    supports, out_i = W_o Σ_j A_ij v_j: each query position, not each support position, distributes
+    one unit of attention. The correlation map is the mean of S_ij over the object.
+    """
+
+    def encode(self, support: Tensor, mask: Tensor) -> SupportTokens:
+        """Project the supports. The last channel of a key is for positions outside of the mask."""
+        tokens = rearrange(support, "b k c h w -> b (k h w) c")
+        m = rearrange(mask, "b k h w -> b 1 (k h w) 1")
+        k, v = (
+            rearrange(part(tokens), "b n (heads d) -> b heads n d", heads=self.heads)
+            for part in (self.key, self.value)
+        )
+        k = k / k.shape[-1] ** 0.5
+        total = F.pad((m * k).sum(dim=-2), (0, 1))
+        k = torch.cat([k, ((1 - m) * OUTSIDE).expand(-1, self.heads, -1, -1)], dim=-1)
+        return SupportTokens(k, m * v, total, m.sum(dim=(1, 2, 3)))
+
+    def match(self, query: Tensor, support: SupportTokens, *, shots: int) -> tuple[Tensor, Tensor]:
+        """Attend from the query to the supports."""
+        q = self.query(rearrange(query, "b c h w -> b (h w) c"))
+        q = rearrange(q, "b n (heads d) -> b heads n d", heads=self.heads)
+        q = torch.cat([q, torch.ones_like(q[..., :1])], dim=-1)
+        out = (q @ support.key.mT).softmax(dim=-1) @ support.value
+        mean_key = support.key_sum / (support.area[:, None, None] + 1e-9)
+        correlation = (q @ mean_key[..., None]).squeeze(-1).mean(dim=1)
+        out = self.dropout(self.out(rearrange(out, "b heads n d -> b n (heads d)")))
+        height = query.shape[-2]
+        return (
+            rearrange(out, "b (h w) c -> b c h w", h=height),
+            rearrange(correlation, "b (h w) -> b h w", h=height),
+        )
+
+
+class WithoutPrior(HDMNet):
+    """The network with a prior of 0 everywhere."""
+
+    def _prior(self, query: QueryFeatures, supports: SupportSet) -> Tensor:
+        return torch.zeros_like(super()._prior(query, supports))
+
+
+def build_variant(
+    backbone: str, *, stages: int, matching: str, prior: bool, **options: Any
+) -> HDMNet:
+    """Make the network, or one without an idea.
+
+    Args:
+        backbone: As for `build_model`.
+        stages: Number of stages, 1 to 3.
+        matching: `cosine` as in the paper, or `dot`.
+        prior: Whether the network sees the prior.
+        **options: Arguments of `HDMNet`.
+    """
+    model = build_model(backbone, heads=HEADS[:stages], **options)
+    if not prior:
+        model.__class__ = WithoutPrior
+    if matching == "dot":
+        for stage in model.cascade.stages:
+            assert isinstance(stage, MatchingStage)
+            replace_attention(stage)
+    elif matching != "cosine":
+        raise ValueError(f"matching must be cosine or dot, got {matching!r}")
+    return model
+
+
+def replace_attention(stage: MatchingStage) -> None:
+    """Exchange the matching of a stage; the new one has new weights."""
+    old = stage.attention
+    dropout = old.dropout.p
+    stage.attention = DotProductAttention(old.dim, old.heads, shots=old.shots, dropout=dropout)
