@@ -8,7 +8,7 @@ from torch import Tensor
 
 pytest.importorskip("torchmetrics", reason="needs hdmnet[eval]")
 
-from hdmnet.metrics import FewShotIoU
+from hdmnet.metrics import FewShotIoU, boundary_region
 
 NAMES = ("cat", "dog", "fish")
 
@@ -131,3 +131,38 @@ def test_invalid_arguments() -> None:
     for names in ((), ("cat", "cat")):
         with pytest.raises(ValueError, match="distinct names"):
             FewShotIoU(names)
+
+
+class TestBoundaryRegion:
+    def plain(self, mask: Tensor, d: int) -> Tensor:
+        """Keep the pixels from which the outside of the mask is at most d away."""
+        height, width = mask.shape
+        region = mask.clone()
+        for y in range(height):
+            for x in range(width):
+                near = [(y + v, x + u) for v in range(-d, d + 1) for u in range(-d, d + 1)]
+                inside = all(
+                    0 <= v < height and 0 <= u < width and mask[v, u] == 1 for v, u in near
+                )
+                if inside:
+                    region[y, x] = 0
+        return region
+
+    def test_plain_formulation(self) -> None:
+        mask = torch.zeros(2, 24, 30, dtype=torch.long)
+        mask[0, 3:20, 5:25], mask[0, 10, 12] = 1, 0
+        mask[1, :, :18], mask[1, 5:9, 16:20] = 1, 255
+        for ratio, d in ((0.02, 1), (0.08, 3)):
+            expected = torch.stack([self.plain(m, d) for m in mask])
+            torch.testing.assert_close(boundary_region(mask, ratio), expected)
+
+    def test_of_a_mask_of_bools(self) -> None:
+        mask = torch.zeros(1, 24, 30, dtype=torch.bool)
+        mask[0, 3:20, 5:25] = True
+        torch.testing.assert_close(boundary_region(mask), boundary_region(mask.long()))
+
+    def test_refused(self) -> None:
+        with pytest.raises(ValueError, match="B, H, W"):
+            boundary_region(torch.zeros(5, 5))
+        with pytest.raises(ValueError, match="ratio must be above 0"):
+            boundary_region(torch.zeros(1, 5, 5), 0.0)

@@ -1,4 +1,4 @@
-"""The examples that fit presence and measure negatives, on a small tree in the format of VOC."""
+"""The examples that fit and measure, on a small tree in the format of VOC."""
 
 import logging
 import runpy
@@ -34,7 +34,7 @@ def test_fit_presence(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     arguments = ["pascal", root, "--model", tmp_path / "model", "--out", tmp_path / "fitted"]
-    arguments += ["--fit", "6-7", "--test", "8-8", "--shots", 2, "--episodes", 3]
+    arguments += ["--fit", "bus,car", "--test", "cat", "--shots", 2, "--episodes", 3]
     script = runpy.run_path(str(EXAMPLES / "fit_presence.py"))
     monkeypatch.setattr("sys.argv", ["fit_presence.py", *map(str, arguments)])
     caplog.set_level(logging.INFO)
@@ -85,3 +85,36 @@ def test_measure_negatives(
     assert rows.keys() == {"none", "image", "mask"}
     areas = {name: float(values[0]) for name, values in rows.items()}
     assert np.all([areas[name] <= areas["none"] for name in ("image", "mask")])
+
+
+def test_measure_quality(
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    arguments = [root, "--model", tmp_path / "model", "--classes", "bus,cat", "--episodes", 2]
+    script = runpy.run_path(str(EXAMPLES / "measure_quality.py"))
+    monkeypatch.setattr("sys.argv", ["measure_quality.py", *map(str, arguments)])
+    caplog.set_level(logging.INFO)
+    script["main"]()
+    rows = {line.split("|")[1].strip(): line.split("|")[2:5] for line in caplog.messages[1:]}
+    assert rows.keys() == script["OPTIONS"].keys()
+    assert all(0 <= float(value) <= 1 for values in rows.values() for value in values[:2])
+    assert float(rows["none"][2]) == 1.0
+
+
+def test_select_supports(
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    script = runpy.run_path(str(EXAMPLES / "select_supports.py"))
+    monkeypatch.setattr("rate_supports.LEAST_OF_CLASS", 3)
+    arguments = [root, "--list", "val", "--model", tmp_path / "model", "--pools", 3]
+    arguments += ["--pool", 3, "--choose", 1, "--queries", 1]
+    monkeypatch.setattr("sys.argv", ["select_supports.py", *map(str, arguments)])
+    script["main"]()
+    assert "gain in the mean IoU of a query" in capsys.readouterr().out
