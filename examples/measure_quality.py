@@ -76,7 +76,10 @@ def main() -> None:
             seconds[name] += time.perf_counter() - start
             mask = answer.mask[None].long()
             masks[name].update(mask, target, label)
-            borders[name].update(boundary_region(mask), boundary_region(target), label)
+            # What is ignored is so in both: else it would be the outside of one of them only.
+            mask = mask.masked_fill(target == IGNORE, IGNORE)
+            regions = boundary_region(mask), boundary_region(target)
+            borders[name].update(regions[0].masked_fill(target == IGNORE, 0), regions[1], label)
     logger.info("| option | mIoU | Boundary IoU | time |\n|---|---|---|---|")
     for name in OPTIONS:
         whole, border = (m[name].compute()["final/mIoU"] for m in (masks, borders))

@@ -161,7 +161,7 @@ def boundary_region(mask: Tensor, ratio: float = 0.02) -> Tensor:
     """Return the pixels of masks that lie close to their outline, for the Boundary IoU.
 
     The Boundary IoU is |P_d ∩ T_d| / |P_d ∪ T_d|, with the regions P_d and T_d of the predicted and
-    the true mask: their pixels from which another pixel, or the end of the image, is less than
+    the true mask: their pixels from which another pixel, or the end of the image, is at most
     d = ratio · √(H² + W²) away, in rows and in columns. So `FewShotIoU` of the two regions is the
     Boundary IoU over episodes.
 

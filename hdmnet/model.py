@@ -34,7 +34,8 @@ from hdmnet.supports import SupportSet
 REDUCED_DIM = 256  # channels of the reduced features q and s
 PSP_DIM = 512  # channels of f5
 PRIOR_SCALE = 10.0  # factor of the prior in the query tokens
-FREE = ("image_size", "dropout", "feature_dropout", "frozen_norm", "presence", "calibration")
+FREE = ("image_size", "dropout", "feature_dropout", "frozen_norm")
+ADDED = ("presence", "calibration", "contrast")  # to the paper; they change no encoded support
 SHOTS = "(b k) c h w -> b k c h w"
 SHARED = "b ... -> (b n) ..."  # n consecutive episodes share a query
 
@@ -75,7 +76,7 @@ class HDMNet(HDMNetInference):
     Source: HDMNet (arXiv 2303.14652); base learner and ensemble from BAM (arXiv 2203.07615).
     """
 
-    free_arguments = FREE
+    free_arguments = (*FREE, *ADDED)
 
     def __init__(
         self,

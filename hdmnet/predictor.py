@@ -396,7 +396,8 @@ class Predictor(nn.Module, ABC):
                 Below it, the probabilities are 0 everywhere. docs/predict.md says what it costs.
             augment: Segments several versions of each query, and takes the mean: see `Augment`.
             tile: Side in pixels of square tiles. A larger query is cut into tiles that overlap, and
-                each is segmented in addition to the whole: for objects that are small in it.
+                each is segmented in addition to the whole. The answer is the mean of the whole's
+                and the tiles': both must find an object. `batch_size` has no effect on tiles.
             refine: Whether borders follow the edges of the query: see `hdmnet.refinement`.
             generalized: Whether to label the base classes of the model's base learner as well.
 

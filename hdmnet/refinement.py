@@ -39,7 +39,7 @@ def refine(
     Source: He, Sun, Tang: Guided Image Filtering (ECCV 2010); He, Sun: Fast Guided Filter
     (arXiv 1505.00996).
     """
-    size = probability.shape
+    size, image = probability.shape, image.detach().to(probability)
     shrink = min(1.0, GRID / max(size))
     grid = [max(round(length * shrink), 1) for length in size]
     guide = resize_image(image, grid)
@@ -55,7 +55,7 @@ def refine(
     pairs = mean((guide[:, None] * guide).flatten(0, 1)).unflatten(0, (3, 3))
     covariance = pairs - mean_guide[:, None] * mean_guide
     with_p = mean(guide * p) - mean_guide * mean_p
-    regular = covariance.permute(2, 3, 0, 1) + smoothness * torch.eye(3)
+    regular = covariance.permute(2, 3, 0, 1) + smoothness * torch.eye(3).to(guide)
     a = torch.linalg.solve(regular, with_p.permute(1, 2, 0)).permute(2, 0, 1)
     b = mean_p - (a * mean_guide).sum(dim=0, keepdim=True)
     a, b = resize_scores(mean(torch.cat([a, b]))[None], size)[0].split((3, 1))

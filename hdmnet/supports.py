@@ -355,8 +355,20 @@ def _stack_tokens(parts: Sequence[SupportTokens]) -> SupportTokens:
 
 def _join_priors(parts: Sequence[PriorFeatures], dim: int) -> PriorFeatures:
     longest = max(part.norm.shape[2] for part in parts)
-    units, norms = ([_pad(x, longest) for x in same] for same in zip(*parts, strict=True))
+    units, norms = zip(*(_pad_prior(part, longest) for part in parts), strict=True)
     return PriorFeatures(torch.cat(units, dim=dim), torch.cat(norms, dim=dim))
+
+
+def _pad_prior(part: PriorFeatures, length: int) -> PriorFeatures:
+    """Repeat a position up to `length`: one of the background, if a shot has any.
+
+    This changes no maximum, and no sum over the object.
+    """
+    least = part.norm.argmin(dim=2, keepdim=True)
+    more = least.expand(-1, -1, length - part.norm.shape[2])
+    unit = part.unit.take_along_dim(more[..., None], dim=2)
+    norm = part.norm.take_along_dim(more, dim=2)
+    return PriorFeatures(torch.cat([part.unit, unit], 2), torch.cat([part.norm, norm], 2))
 
 
 def _join_negatives(parts: Sequence[Tensor | None], dim: int) -> Tensor | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hdmnet.nn import _checks
+from hdmnet.nn.presence import object_probability
 from hdmnet.output import Matches
 from hdmnet.preprocess import resize_image, resize_scores
 
@@ -107,8 +108,8 @@ class Views:
     def merge(self, matches: Sequence[Matches]) -> Matches:
         """Merge the answers to each view, with N = 1.
 
-        The scores are a weighted mean. A tile counts less towards its border. The whole query
-        counts as much as all tiles together. Presence is the mean over the views of the whole
+        The probabilities are a weighted mean. A tile counts less towards its border. The whole
+        query counts as much as all tiles together. Presence is the mean over the views of the whole
         query. Everything else is that of the first view.
         """
         if len(matches) == 1:
@@ -128,7 +129,8 @@ class Views:
         for view, match in pairs:
             rows, columns = self._place(view.part)
             shape = (rows.stop - rows.start, columns.stop - columns.start)
-            scores = match.scores.float()
+            p = object_probability(match.scores.float())
+            scores = torch.stack([1 - p, p], dim=1)
             scores = resize_scores(scores.flip(-1) if view.flipped else scores, shape)
             weight = _hat(shape[0]).outer(_hat(shape[1])).to(scores.device)
             total[..., rows, columns] += weight * scores

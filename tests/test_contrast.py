@@ -55,6 +55,18 @@ class TestMap:
         found = mean_feature(foreground_features(features, mask))
         torch.testing.assert_close(found, features[..., 1:3, 1:].mean(dim=(1, 3, 4)), **TOLERANCE)
 
+    def test_mean_feature_of_merged_shots(self) -> None:
+        """Shots whose objects differ in size, encoded one after the other or at once."""
+        model = make(base_classes=0)
+        images, masks = torch.rand(1, 2, 3, 64, 64), torch.zeros(1, 2, 64, 64)
+        masks[:, 0, :56, :56], masks[:, 1, 8:24, 8:24] = 1, 1
+        with torch.no_grad():
+            merged = model.encode(images, masks)
+            features = model.backbone((images * masks[:, :, None])[0])
+            at_once = model.encode_features(features, masks)
+        pairs = [mean_feature(s.prior_features[1]) for s in (merged, at_once)]
+        torch.testing.assert_close(*pairs, **TOLERANCE)
+
     def test_wrong_shapes(self) -> None:
         with pytest.raises(ValueError, match="rivals must be"):
             contrast_prior(torch.randn(2, 5, 3, 4), torch.randn(2, 5), torch.randn(2, 1, 4))

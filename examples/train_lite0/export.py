@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from held_out import SHOTS, ComposedEpisodes, Episode, IoU, PhotoEpisodes
 from photos import VALIDATION
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torchmetrics.functional.classification import binary_calibration_error
 from tqdm import tqdm
 
@@ -152,7 +152,7 @@ def halve(folder: Path) -> None:
     tensors = load_file(file)
     halved = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
     temporary = file.with_suffix(".tmp")
-    save_file(halved, temporary, {"format": "pt"})
+    temporary.write_bytes(save(halved, {"format": "pt"}))
     temporary.replace(file)
     logger.info("%s: %.1f MB", file, file.stat().st_size / 1e6)
 

@@ -52,7 +52,7 @@ def measure_prior(model: HDMNet, episodes: list[Episode]) -> float:
         image = interpolate(image, (model.image_size,) * 2, mode="bilinear", antialias=True)
         with torch.inference_mode():
             prior = model.match(model.backbone.normalise(image), supports).prior
-        maps = interpolate(prior, episode.target.shape, mode="bilinear")[0].numpy()
+        maps = interpolate(prior[:, :2], episode.target.shape, mode="bilinear")[0].numpy()
         for iou, values in zip(ious, maps, strict=True):
             above = np.stack([values > threshold for threshold in THRESHOLDS])
             iou.add(episode.category, above, episode.target)

@@ -7,6 +7,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from hdmnet.nn._checks import check_shapes, check_type
+from hdmnet.nn._precision import upcast
 
 TINY = 1e-12
 """Guard of a division by a sum."""
@@ -26,7 +27,7 @@ class Calibration(nn.Module):
         threshold: t, between 0 and 1.
 
     Source: Guo et al., On Calibration of Modern Neural Networks (arXiv 1706.04599), temperature
-    scaling. `examples/calibrate.py` fits both.
+    scaling. `examples/train_lite0/export.py` fits both; presence is fitted after them.
     """
 
     def __init__(self, temperature: float = 1.0, threshold: float = 0.5) -> None:
@@ -78,6 +79,7 @@ class Calibration(nn.Module):
         check_shapes("B, 2, H, W", scores=scores)
         if self.temperature == 1.0 and self.threshold == 0.5:
             return scores
+        scores = upcast(scores)
         weights = scores.new_tensor([self.threshold, 1 - self.threshold])[:, None, None]
         powers = (scores.clamp(min=0) * weights) ** (1 / self.temperature)
         return powers / powers.sum(dim=1, keepdim=True).clamp(min=TINY)
