@@ -26,6 +26,8 @@ OPTIONS = {
     "frozen_norm": False,
     "layers": None,
     "presence": {"scale": 2.0, "bias": -1.0, "center": [0.5] * 288},
+    "contrast": True,
+    "calibration": {"temperature": 1.5, "threshold": 0.4},
 }
 
 
