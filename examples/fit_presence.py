@@ -81,18 +81,13 @@ def answers(
 
 
 def fit_presence(
-    model: HDMNet,
-    source: LabelledImages,
-    classes: list[int],
-    *,
-    shots: int,
-    episodes: int,
-    seed: int,
+    model: HDMNet, source: LabelledImages, classes: list[int], **drawn: int
 ) -> dict[str, Any]:
-    """Fit the argument `presence` of a model on some classes."""
+    """Fit the argument `presence` of a model on some classes; `drawn` is as for `answers`."""
     center = [round(x, 3) for x in mean_feature(model.fused(), source, classes).tolist()]
-    fitted = with_presence(model, {"scale": 1.0, "bias": 0.0, "center": center}).fused()
-    results = list(answers(fitted, source, classes, shots=shots, episodes=episodes, seed=seed))
+    unfitted = {"scale": 1.0, "bias": 0.0, "center": center}
+    fitted = with_options(model, presence=unfitted).fused()
+    results = list(answers(fitted, source, classes, **drawn))
     x = torch.tensor([r.answer.presence for r in results]).logit()
     scale, bias = logistic_regression(x, torch.tensor([float(r.shown) for r in results]))
     return {"scale": round(scale, 3), "bias": round(bias, 3), "center": center}
@@ -162,7 +157,7 @@ def main() -> None:
     model = HDMNet.from_pretrained(args.model)
     drawn = {"shots": args.shots, "episodes": args.episodes, "seed": args.seed}
     presence = fit_presence(model, source, labels_of(args.fit, source), **drawn)
-    fitted = with_presence(model, presence)
+    fitted = with_options(model, presence=presence)
     tested = labels_of(args.test or args.fit, source)
     results = list(answers(fitted.fused(), source, tested, **drawn))
     logger.info("scale %.2f, bias %.2f", presence["scale"], presence["bias"])
@@ -172,9 +167,9 @@ def main() -> None:
         fitted.save_pretrained(args.out)
 
 
-def with_presence(model: HDMNet, presence: dict[str, Any]) -> HDMNet:
-    """Make a copy of the model with another presence."""
-    changed = HDMNet(**(model.config | {"presence": presence})).eval()
+def with_options(model: HDMNet, **options: Any) -> HDMNet:
+    """Make a copy of the model with other arguments that change no weight."""
+    changed = HDMNet(**(model.config | options)).eval()
     changed.load_state_dict(model.state_dict())
     return changed
 

@@ -377,11 +377,6 @@ def _join_negatives(parts: Sequence[Tensor | None], dim: int) -> Tensor | None:
         if len(given) < len(parts):
             raise ValueError("some of the sets have negatives and others have none: stack either")
         most = max(x.shape[1] for x in given)
-        given = [_pad(x[:, None], most)[:, 0] for x in given]
+        # A negative that is there twice changes no maximum.
+        given = [torch.cat([x, *[x[:, :1]] * (most - x.shape[1])], dim=1) for x in given]
     return torch.cat(given, dim) if given else None
-
-
-def _pad(x: Tensor, length: int) -> Tensor:
-    """Repeat the first position of (B, K, n, …) up to n = `length`. This changes no maximum."""
-    first = x[:, :, :1]
-    return torch.cat([x, *[first] * (length - x.shape[2])], dim=2)

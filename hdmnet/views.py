@@ -115,25 +115,25 @@ class Views:
         if len(matches) == 1:
             return matches[0]
         pairs = list(zip(self._views, matches, strict=True))
-        scores = self._mean(pairs[: self._whole])
+        p = self._mean(pairs[: self._whole])
         if len(pairs) > self._whole:
-            scores = (scores + self._mean(pairs[self._whole :])) / 2
+            p = (p + self._mean(pairs[self._whole :])) / 2
         known = [m.presence for m in matches[: self._whole] if m.presence is not None]
         presence = torch.stack(known).mean(dim=0) if known else None
-        return matches[0]._replace(scores=scores, presence=presence)
+        return matches[0]._replace(scores=torch.stack([1 - p, p], dim=1), presence=presence)
 
     def _mean(self, pairs: Sequence[tuple[View, Matches]]) -> Tensor:
-        scores = pairs[0][1].scores
-        total = torch.zeros(1, 2, *self._grid, device=scores.device)
-        weights = torch.zeros(self._grid, device=scores.device)
+        """Average the probabilities: (1, h, w) on the grid."""
+        device = pairs[0][1].scores.device
+        total = torch.zeros(1, *self._grid, device=device)
+        weights = torch.zeros(self._grid, device=device)
         for view, match in pairs:
             rows, columns = self._place(view.part)
             shape = (rows.stop - rows.start, columns.stop - columns.start)
             p = object_probability(match.scores.float())
-            scores = torch.stack([1 - p, p], dim=1)
-            scores = resize_scores(scores.flip(-1) if view.flipped else scores, shape)
-            weight = _hat(shape[0]).outer(_hat(shape[1])).to(scores.device)
-            total[..., rows, columns] += weight * scores
+            p = resize_scores((p.flip(-1) if view.flipped else p)[:, None], shape)[:, 0]
+            weight = _hat(shape[0]).outer(_hat(shape[1])).to(device)
+            total[:, rows, columns] += weight * p
             weights[rows, columns] += weight
         return total / weights
 

@@ -13,7 +13,6 @@ import argparse
 import logging
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from hdmnet.data import PascalVOC
 from hdmnet.nn.calibration import Calibration
 
 sys.path.append(str(Path(__file__).parents[1]))
-from fit_presence import fit_presence
+from fit_presence import fit_presence, with_options
 
 logger = logging.getLogger(__name__)
 
@@ -94,13 +93,6 @@ class Sweep:
         """Return the expected calibration error."""
         p = self.calibrated(calibration)
         return binary_calibration_error(p, self.truth, n_bins=BINS).item()
-
-
-def with_options(model: HDMNet, **options: Any) -> HDMNet:
-    """Make a copy of the model with other arguments that change no weight."""
-    changed = HDMNet(**(model.config | options)).eval()
-    changed.load_state_dict(model.state_dict())
-    return changed
 
 
 def main() -> None:
