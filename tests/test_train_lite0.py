@@ -270,6 +270,34 @@ class TestEpisodes:
         batch = episodes.episode(rng, shots=1, queries=2, absent=0.0)
         assert all((target == 1).any() for target in batch.targets)
 
+    def test_absent_queries_of_training(self, folder: Path) -> None:
+        from episodes import Mixture
+
+        mixture, rng = Mixture({folder: 1.0}), np.random.default_rng(0)
+        batch = mixture.batch(
+            rng, groups=2, shots=1, queries=2, modes={"across": 1.0}, rivals=1, absent=1.0
+        )
+        assert not (batch.targets == 1).any()
+        assert batch.rival_masks.shape == (2, 1, 9, 9)
+
+    def test_no_more_rivals_than_there_are(self, folder: Path) -> None:
+        from episodes import Episodes
+
+        episodes, rng = Episodes(folder), np.random.default_rng(0)
+        others = len({item["category"] for item in episodes.items}) - 1
+        batch = episodes.episode(rng, shots=2, queries=1, rivals=others + 3)
+        assert batch.rival_masks.shape == (others, 2, 9, 9)
+
+    def test_self_without_rough_masks(self, folder: Path, tmp_path: Path) -> None:
+        from episodes import Episodes
+
+        for file in folder.iterdir():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+        index = tmp_path / "index.jsonl"
+        index.write_text(index.read_text().replace('"box"', '"eroded"'))
+        drawn = Episodes(tmp_path).draw(np.random.default_rng(0), shots=1, queries=2, mode="self")
+        assert drawn.wanted is None  # as in `across`
+
     def test_flips_keep_features_and_labels_together(self, folder: Path) -> None:
         from episodes import Episodes
 
@@ -312,6 +340,42 @@ class TestVariants:
         mean = (heads[0][1] + heads[1][1]) / 2
         torch.testing.assert_close(correlation[0], mean.reshape(3, 4), rtol=0, atol=1e-5)
 
+    def test_prototype_attention(self) -> None:
+        from variants import PrototypeAttention
+
+        attention = PrototypeAttention(8, heads=2, dropout=0.0).eval()
+        query, support = torch.randn(1, 8, 3, 4), torch.randn(1, 2, 8, 3, 3)
+        mask = (torch.rand(1, 2, 3, 3) > 0.4).float()
+        out, correlation = attention(query, support, mask)
+        tokens = support.permute(0, 1, 3, 4, 2).reshape(18, 8)[mask.flatten() == 1]
+        q = attention.query(query[0].flatten(1).T)
+        k, v = attention.key(tokens), attention.value(tokens)
+        heads, maps = [], []
+        for part in (slice(0, 4), slice(4, 8)):
+            unit = torch.nn.functional.normalize(k[:, part], dim=-1)
+            mean = torch.nn.functional.normalize(unit.mean(dim=0), dim=-1)
+            towards = torch.nn.functional.normalize(q[:, part], dim=-1) / 0.1
+            weights = (towards @ mean).softmax(dim=0)
+            heads.append(weights[:, None] * v[:, part].sum(dim=0) / 2)  # of 2 shots
+            maps.append(towards @ unit.mean(dim=0))
+        expected = attention.out(torch.cat(heads, dim=-1)).T.reshape(8, 3, 4)
+        torch.testing.assert_close(out[0], expected, rtol=0, atol=1e-5)
+        mean = (maps[0] + maps[1]).reshape(3, 4) / 2
+        torch.testing.assert_close(correlation[0], mean, rtol=0, atol=1e-5)
+
+    def test_variants_have_the_same_weights(self) -> None:
+        from variants import ATTENTIONS
+
+        model = make(base_classes=0)
+        names = model.state_dict().keys()
+        for attention in ATTENTIONS.values():
+            for stage in model.cascade.stages:
+                stage.attention.__class__ = attention
+            assert model.state_dict().keys() == names
+            query, images = torch.rand(1, 3, 64, 64), torch.rand(1, 2, 3, 64, 64)
+            with torch.no_grad():
+                assert model(query, images, torch.ones(1, 2, 64, 64)).final.isfinite().all()
+
     def test_without_prior(self) -> None:
         from variants import WithoutPrior
 
@@ -322,3 +386,75 @@ class TestVariants:
             output = model(query, images, torch.ones(1, 1, 64, 64))
         assert output.prior.shape[1] == 2
         assert not output.prior.any()
+
+
+@pytest.mark.usefixtures("recipe")
+class TestStart:
+    def test_contrast_starts_as_the_network_without(self, tmp_path: Path) -> None:
+        from train import start_from
+
+        old = make(base_classes=0)
+        old.save_pretrained(tmp_path)
+        new = make(base_classes=0, contrast=True)
+        start_from(new, str(tmp_path))
+        query, images = torch.rand(1, 3, 64, 64), torch.rand(1, 1, 3, 64, 64)
+        masks = (torch.rand(1, 1, 64, 64) > 0.5).float()
+        with torch.no_grad():
+            found, expected = (m(query, images, masks).final for m in (new, old))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.usefixtures("recipe")
+class TestScores:
+    def test_interval_holds_the_mean(self) -> None:
+        from held_out import IoU
+
+        rng, iou, sure = np.random.default_rng(0), IoU(), IoU()
+        for number in range(60):
+            target = (rng.random((8, 8)) > 0.5).astype(np.uint8)
+            predicted = (target == 1) ^ (rng.random((8, 8)) < 0.4 * rng.random())
+            iou.add(str(number % 3), predicted, target)
+            sure.add(str(number % 3), target == 1, target)
+        low, high = iou.interval()
+        assert low < iou.mean() < high
+        assert 0.01 < high - low < 0.2
+        assert sure.interval() == (1, 1)
+
+    def test_one_threshold_of_many(self) -> None:
+        from held_out import IoU
+
+        target = np.array([[1, 1, 0, 255]])
+        many, one = IoU(), IoU()
+        masks = np.array([[[True, False, False, True]], [[True, True, True, True]]])
+        many.add("a", masks, target)
+        one.add("a", masks[1], target)
+        np.testing.assert_allclose(many.mean(), [1 / 2, 2 / 3])
+        assert many.at(1).mean() == one.mean()
+        assert many.at(1).each == one.each
+
+    def test_table(self) -> None:
+        from score import Score, table
+
+        scores = [
+            Score("ours", "VOC2012", 1, 9, 0.5, (0.4, 0.6), {}),
+            Score("ours", "VOC2012", 5, 9, 0.6, (0.5, 0.7), {}),
+            Score("all", "VOC2012", 1, 9, 0.1, (0.1, 0.1), {}),
+        ]
+        rows = table(scores).splitlines()
+        assert rows[0] == "| class mIoU | VOC2012, 1 shot (9) | VOC2012, 5 shots (9) |"
+        assert rows[2] == "| ours | 0.500 (0.400 to 0.600) | 0.600 (0.500 to 0.700) |"
+        assert rows[3] == "| all | 0.100 (0.100 to 0.100) |  |"
+
+    def test_ablations(self, tmp_path: Path) -> None:
+        from ablations import FULL, interval, report
+        from scipy import stats
+
+        full = np.array([[0.5, 0.6, 0.3, 0.4, 0.45], [0.52, 0.6, 0.3, 0.4, 0.455]])
+        report({FULL: full, "without it": full - [[0.1], [0.2]]}, tmp_path)
+        lost = np.array([0.1, 0.2])
+        low, _ = stats.ttest_rel(full[:, -1], full[:, -1] - lost).confidence_interval()
+        assert interval(lost) == pytest.approx(0.15 - low)
+        assert (tmp_path / "ablations.png").stat().st_size > 1000
+        last = (tmp_path / "ablations.md").read_text().splitlines()[-1]
+        assert last.startswith("| without it | 0.360 | 0.450 |")
+        assert "| 0.150 ± 0.635 |" in last

@@ -18,7 +18,7 @@ from composed import ComposedScenes
 from features import BACKBONES, SIZE, Scenes, write_features
 from photos import VALIDATION, PhotoScenes
 
-COUNTS = {"composed": 4000, "VOC2012": 4500, "CCP": 1300, "CarParts": 900}
+COUNTS = {"composed": 4000, "VOC2012": 4500, "CCP": 1300}
 """Scenes of each set in training. Several show the same photograph."""
 VALIDATION_COMPOSED = 240
 
@@ -29,14 +29,15 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="data folder that fetch.py wrote")
     parser.add_argument("photos", type=Path, help="folder that photographs.py wrote")
     parser.add_argument("split", choices=("train", "val"))
-    parser.add_argument("--sets", nargs="+", choices=COUNTS, default=list(COUNTS))
+    parser.add_argument("--sets", nargs="+", help="default: all of the split")
     parser.add_argument("--backbone", choices=BACKBONES, default="lite0")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if args.threads:
         torch.set_num_threads(args.threads)
-    for name in args.sets:
+    every = COUNTS if args.split == "train" else ["composed", *VALIDATION]
+    for name in args.sets or every:
         if name in VALIDATION:
             photos = PhotoScenes(args.photos / name, args.split, SIZE)
             scenes: Scenes = photos

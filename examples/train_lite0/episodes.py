@@ -20,8 +20,8 @@ MIN_PIXELS = 0.005
 OBJECT = 1
 ROUGH = 0.2
 """Share of the episodes whose supports may have rough masks."""
-ABSENT = 0.12
-"""Share of the queries that are replaced by one without the class: nothing in it is the object."""
+SELF = ("box", "points")
+"""Kinds of rough masks whose object is looked for in the support itself."""
 
 Mode = Literal["across", "same", "self"]
 """across: supports and queries show different objects, or photographs, of one category.
@@ -95,7 +95,9 @@ class Episodes:
                 )
 
     def draw(self, rng: np.random.Generator, *, shots: int, queries: int, mode: Mode) -> Draw:
-        """Draw one episode; `self` falls back to `across` if no support of the class is rough."""
+        """Draw one episode; a set without boxes and points as masks has `across` for `self`."""
+        if mode == "self" and not set(self._kind_of.values()) & set(SELF):
+            mode = "across"
         groups = keep_categories(self._by_kind, lambda _, m: mode == "same" or len(m) > 1)
         rough = mode == "self" or rng.random() < ROUGH
         while True:
@@ -114,7 +116,7 @@ class Episodes:
             else:
                 scenes = {s for s in scenes if not shown & set(self.objects[s])}
             if mode == "self":
-                rows = [r for r in rows if self._kind_of[r] in ("box", "points")]
+                rows = [r for r in rows if self._kind_of[r] in SELF]
                 rows = [int(r) for r in rng.permutation(rows)[:1]]
                 first = [row // SUPPORTS_PER_SCENE for row in rows]
             if not rows or len(scenes) < queries - len(first):
@@ -135,11 +137,13 @@ class Episodes:
             if all(self.items[item]["category"] != category for item in self.objects[scene]):
                 return scene
 
-    def _rivals(self, rng: np.random.Generator, drawn: Draw, count: int) -> list[list[int]]:
-        """Draw rows of exact supports of other categories, where possible of what queries show."""
+    def _rivals(
+        self, rng: np.random.Generator, drawn: Draw, scenes: list[int], count: int
+    ) -> list[list[int]]:
+        """Draw rows of exact supports of other categories, where possible of what scenes show."""
         shots = len(drawn.rows)
         rows: list[list[int]] = []
-        seen = {self.items[i]["category"] for scene in drawn.scenes for i in self.objects[scene]}
+        seen = {self.items[i]["category"] for scene in scenes for i in self.objects[scene]}
         candidates = [str(name) for name in rng.permutation(sorted(seen - {drawn.category}))]
         every = [name for group in self._by_kind.values() for name in group]
         candidates += [str(name) for name in rng.permutation(every) if name != drawn.category]
@@ -149,7 +153,7 @@ class Episodes:
                 row
                 for item in members.get(name, ())
                 for row in self._supports_of[item]
-                if not self._kind_of[row] and row // SUPPORTS_PER_SCENE not in drawn.scenes
+                if not self._kind_of[row] and row // SUPPORTS_PER_SCENE not in scenes
             ]
             if found and len(rows) < count:
                 rows.append([int(r) for r in rng.choice(found, shots, replace=len(found) < shots)])
@@ -176,7 +180,7 @@ class Episodes:
         queries: int,
         mode: Mode = "across",
         rivals: int = 0,
-        absent: float = ABSENT,
+        absent: float = 0.0,
         flip: bool = True,
     ) -> Batch:
         """Draw one episode (G = 1).
@@ -206,7 +210,7 @@ class Episodes:
             turned = torch.from_numpy(rng.random(len(pair[0])) < 0.5)
             for x in pair:
                 x[turned] = x[turned].flip(-1)
-        others = self._rivals(rng, drawn, rivals)
+        others = self._rivals(rng, drawn, scenes, rivals)
         rows = [row for other in others for row in other]
         return Batch(
             supports,
@@ -215,7 +219,9 @@ class Episodes:
             target,
             [drawn.category],
             rivals=torch.from_numpy(self._supports[rows]).float(),
-            rival_masks=torch.from_numpy(self._masks[rows]).float().unflatten(0, (rivals, shots)),
+            rival_masks=torch.from_numpy(self._masks[rows])
+            .float()
+            .reshape(len(others), shots, *masks.shape[1:]),
         )
 
 
@@ -239,6 +245,7 @@ class Mixture:
         queries: int,
         modes: Mapping[Mode, float],
         rivals: int = 0,
+        absent: float = 0.0,
     ) -> Batch:
         """Draw a batch of `groups` episodes; `modes` has the probability of each mode."""
         drawn = []
@@ -246,6 +253,8 @@ class Mixture:
             chosen = self._sets[int(rng.choice(len(self._sets), p=self._shares))]
             mode: Mode = rng.choice(list(modes), p=list(modes.values()))
             drawn.append(
-                chosen.episode(rng, shots=shots, queries=queries, mode=mode, rivals=rivals)
+                chosen.episode(
+                    rng, shots=shots, queries=queries, mode=mode, rivals=rivals, absent=absent
+                )
             )
         return Batch.join(drawn)

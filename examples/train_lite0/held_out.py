@@ -118,18 +118,41 @@ class IoU:
     """Class mIoU: sum intersections and unions per class, then average the IoUs over classes."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, np.ndarray] = {}
+        self._counts: dict[str, list[np.ndarray]] = defaultdict(list)
+        self.each: list[np.ndarray] = []
+        """IoU of each episode."""
 
     def add(self, category: str, predicted: np.ndarray, target: np.ndarray) -> None:
         """Add one mask (H, W) bool, or a stack of masks (N, H, W) at N thresholds."""
         inter = (predicted & (target == 1)).sum((-2, -1))
         union = ((predicted | (target == 1)) & (target != IGNORE)).sum((-2, -1))
-        self._sums[category] = self._sums.get(category, 0) + np.stack([inter, union])
+        self._counts[category].append(np.stack([inter, union]))
+        self.each.append(inter / union)
 
     def per_class(self) -> dict[str, np.ndarray]:
         """Return the IoU of each class."""
-        return {name: inter / union for name, (inter, union) in sorted(self._sums.items())}
+        sums = {name: np.sum(counts, axis=0) for name, counts in sorted(self._counts.items())}
+        return {name: inter / union for name, (inter, union) in sums.items()}
 
     def mean(self) -> np.ndarray:
         """Return the mean IoU over classes."""
         return np.mean(list(self.per_class().values()), axis=0)
+
+    def at(self, place: int) -> IoU:
+        """Take one of the N thresholds."""
+        taken = IoU()
+        taken.each = [each[place] for each in self.each]
+        for name, counts in self._counts.items():
+            taken._counts[name] = [count[:, place] for count in counts]
+        return taken
+
+    def interval(self, rounds: int = 1000) -> tuple[float, float]:
+        """Return the 95 % bootstrap interval of `mean`: episodes are drawn again in each class."""
+        rng = np.random.default_rng(0)
+        means = np.zeros(rounds)
+        for counts in self._counts.values():
+            drawn = rng.integers(len(counts), size=(rounds, len(counts)))
+            inter, union = np.array(counts)[drawn].sum(axis=1).T
+            means += inter / union / len(self._counts)
+        low, high = np.quantile(means, (0.025, 0.975))
+        return float(low), float(high)

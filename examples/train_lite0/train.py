@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from episodes import OBJECT, Batch, Episodes, Mixture, Mode
 from features import IGNORE, SIZE
 from torch import Tensor
@@ -31,8 +32,9 @@ logger = logging.getLogger(__name__)
 
 GROUPS, QUERIES = 4, 2
 """Episodes per step, and queries per episode, which share its supports."""
-SETS = {"composed": 1.0, "VOC2012": 0.55, "CCP": 0.27, "CarParts": 0.18}
-"""Sets of scenes: share of the episodes with composed scenes, or with real photographs."""
+SETS = {"composed": 1.0, "VOC2012": 0.65, "CCP": 0.35, "CarParts": 0.0}
+"""Sets of scenes: share of the episodes with composed scenes, or with real photographs. Car parts
+are for validation only."""
 SHOTS = {1: 0.35, 2: 0.15, 3: 0.15, 4: 0.1, 5: 0.25}
 """Probability of each number of shots."""
 RIVALS = {0: 0.4, 1: 0.4, 2: 0.2}
@@ -49,6 +51,7 @@ class Settings:
     """What a run can change: `--set name=value`."""
 
     backbone: str = "lite0"
+    init: str = ""  # start from these weights: a name or folder for `from_pretrained`
     steps: int = 4000
     seed: int = 0
     learning_rate: float = 5e-4
@@ -56,13 +59,14 @@ class Settings:
     real: float = 0.6  # share of the episodes that show real photographs
     same: float = 0.25  # share of the episodes with one object, or photograph
     own: float = 0.25  # share of the one-shot episodes that segment the support itself
+    absent: float = 0.12  # share of the queries that do not show the class
     distillation: float = 1.0  # weight of this loss
     dice: float = 0.0  # weight of the Dice loss
     average: float = 0.999  # decay of the moving average of the weights
     free_norms: float = 0.35  # share of the steps in which the head's BatchNorms learn statistics
     contrast: int = 0  # 1: the model compares a class with its rivals
     stages: int = 3
-    matching: str = "cosine"  # or "dot": see variants.py
+    matching: str = "cosine"  # or "dot", "prototype": see variants.py
     prior: int = 1  # 0: without the prior
     dim: int = 64
     dropout: float = 0.1
@@ -86,6 +90,20 @@ class Settings:
         """Return the probability of each kind of episode."""
         own = self.own if shots == 1 else 0.0
         return {"across": 1 - self.same - own, "same": self.same, "self": own}
+
+
+def start_from(model: HDMNet, name: str) -> None:
+    """Copy the weights of another model.
+
+    A convolution with more inputs than there were (the map of `contrast`) starts with zeros for the
+    new ones.
+    """
+    tensors = HDMNet.from_pretrained(name).state_dict()
+    for key, own in model.state_dict().items():
+        old = tensors[key]
+        if own.dim() == 4 and own.shape[1] > old.shape[1]:
+            old = F.pad(old, (0, 0, 0, 0, 0, own.shape[1] - old.shape[1]))
+        own.copy_(old)
 
 
 def run_batch(model: HDMNet, batch: Batch) -> HDMNetOutput:
@@ -152,6 +170,8 @@ class Run:
             dropout=settings.dropout,
             feature_dropout=settings.feature_dropout,
         ).to(memory_format=torch.channels_last)
+        if settings.init:
+            start_from(self._model, settings.init)
         self._average = AveragedModel(
             self._model, multi_avg_fn=get_ema_multi_avg_fn(settings.average)
         )
@@ -195,6 +215,7 @@ class Run:
             queries=QUERIES,
             modes=settings.modes(shots),
             rivals=rivals * settings.contrast,
+            absent=settings.absent,
         )
         output = run_batch(model, batch)
         losses = self._loss(output, batch.targets)

@@ -17,7 +17,7 @@ from hdmnet.output import QueryFeatures
 
 HEADS = (2, 4, 8)
 OUTSIDE = -1e4
-"""What positions outside of the mask add to a similarity."""
+"""Similarity of positions outside of the mask."""
 
 
 class DotProductAttention(MatchingAttention):
@@ -29,24 +29,22 @@ class DotProductAttention(MatchingAttention):
     """
 
     def encode(self, support: Tensor, mask: Tensor) -> SupportTokens:
-        """Project the supports. The last channel of a key is for positions outside of the mask."""
+        """Project the supports. Positions outside of the mask get a key of 0."""
         tokens = rearrange(support, "b k c h w -> b (k h w) c")
         m = rearrange(mask, "b k h w -> b 1 (k h w) 1")
         k, v = (
             rearrange(part(tokens), "b n (heads d) -> b heads n d", heads=self.heads)
             for part in (self.key, self.value)
         )
-        k = k / k.shape[-1] ** 0.5
-        total = F.pad((m * k).sum(dim=-2), (0, 1))
-        k = torch.cat([k, ((1 - m) * OUTSIDE).expand(-1, self.heads, -1, -1)], dim=-1)
-        return SupportTokens(k, m * v, total, m.sum(dim=(1, 2, 3)))
+        k = m * k / k.shape[-1] ** 0.5
+        return SupportTokens(k, m * v, k.sum(dim=-2), m.sum(dim=(1, 2, 3)))
 
     def match(self, query: Tensor, support: SupportTokens, *, shots: int) -> tuple[Tensor, Tensor]:
         """Attend from the query to the supports."""
         q = self.query(rearrange(query, "b c h w -> b (h w) c"))
         q = rearrange(q, "b n (heads d) -> b heads n d", heads=self.heads)
-        q = torch.cat([q, torch.ones_like(q[..., :1])], dim=-1)
-        out = (q @ support.key.mT).softmax(dim=-1) @ support.value
+        outside = (support.key == 0).all(dim=-1)[:, :, None]
+        out = (q @ support.key.mT).masked_fill(outside, OUTSIDE).softmax(dim=-1) @ support.value
         mean_key = support.key_sum / (support.area[:, None, None] + 1e-9)
         correlation = (q @ mean_key[..., None]).squeeze(-1).mean(dim=1)
         out = self.dropout(self.out(rearrange(out, "b heads n d -> b n (heads d)")))
@@ -55,6 +53,24 @@ class DotProductAttention(MatchingAttention):
             rearrange(out, "b (h w) c -> b c h w", h=height),
             rearrange(correlation, "b (h w) -> b h w", h=height),
         )
+
+
+class PrototypeAttention(MatchingAttention):
+    """One prototype in place of dense matching.
+
+    The keys and values of all object positions are replaced by their means, so a query position is
+    compared with one vector per head.
+    """
+
+    def encode(self, support: Tensor, mask: Tensor) -> SupportTokens:
+        """Project the supports and average them."""
+        tokens = super().encode(support, mask)
+        key = F.normalize(tokens.key_sum, dim=-1)[:, :, None]
+        return tokens._replace(key=key, value=tokens.value.sum(dim=2, keepdim=True))
+
+
+ATTENTIONS = {"dot": DotProductAttention, "prototype": PrototypeAttention}
+"""In place of `MatchingAttention`. Their weights have the same names and shapes."""
 
 
 class WithoutPrior(HDMNet):
@@ -72,24 +88,14 @@ def build_variant(
     Args:
         backbone: As for `build_model`.
         stages: Number of stages, 1 to 3.
-        matching: `cosine` as in the paper, or `dot`.
+        matching: `cosine` as in the paper, `dot` or `prototype`.
         prior: Whether the network sees the prior.
         **options: Arguments of `HDMNet`.
     """
     model = build_model(backbone, heads=HEADS[:stages], **options)
     if not prior:
         model.__class__ = WithoutPrior
-    if matching == "dot":
-        for stage in model.cascade.stages:
-            assert isinstance(stage, MatchingStage)
-            replace_attention(stage)
-    elif matching != "cosine":
-        raise ValueError(f"matching must be cosine or dot, got {matching!r}")
+    for stage in model.cascade.stages if matching != "cosine" else ():
+        assert isinstance(stage, MatchingStage)
+        stage.attention.__class__ = ATTENTIONS[matching]
     return model
-
-
-def replace_attention(stage: MatchingStage) -> None:
-    """Exchange the matching of a stage; the new one has new weights."""
-    old = stage.attention
-    dropout = old.dropout.p
-    stage.attention = DotProductAttention(old.dim, old.heads, shots=old.shots, dropout=dropout)

@@ -1,0 +1,115 @@
+"""Train the network without one idea at a time, and draw what each is worth.
+
+    python ablations.py DATA RUNS
+
+Each variant is trained from ImageNet features with the same settings and, for the same seed, on the
+same episodes. RUNS gets a folder for each run, `ablations.md` and `ablations.png`. A command that
+was interrupted and is repeated goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from scipy import stats
+from train import Run, Settings
+
+mpl.use("Agg")
+logger = logging.getLogger(__name__)
+
+FULL = "the network"
+VARIANTS = {
+    FULL: [],
+    "without distillation": ["distillation=0"],
+    "one stage, not three": ["stages=1"],
+    "dot product and row softmax": ["matching=dot"],
+    "one prototype, no dense matching": ["matching=prototype"],
+    "without the prior": ["prior=0"],
+}
+MEASURED = {
+    "VOC, 1 shot": "VOC2012_1shot",
+    "VOC, 5 shots": "VOC2012_5shot",
+    "garments, 1 shot": "CCP_1shot",
+    "garments, 5 shots": "CCP_5shot",
+}
+COLUMNS = (*MEASURED, "mean")
+RED, GRAY = "#d1495b", "#8d96a3"
+
+
+def folder_of(runs: Path, name: str, seed: int) -> Path:
+    """Return the folder of a run."""
+    return runs / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
+
+
+def read_scores(folder: Path) -> list[float]:
+    """Read the final class mIoU of each column."""
+    last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
+    scores = [last[key] for key in MEASURED.values()]
+    return [*scores, float(np.mean(scores))]
+
+
+def interval(differences: np.ndarray) -> float:
+    """Return half of the 95 % interval of Student's t around the mean (n, ...) over n seeds."""
+    n = len(differences)
+    return stats.t.ppf(0.975, n - 1) * differences.std(axis=0, ddof=1) / np.sqrt(n)
+
+
+def report(scores: dict[str, np.ndarray], runs: Path) -> None:
+    """Write the table and the plot of (seeds, columns) scores."""
+    rows = [f"| | {' | '.join(COLUMNS)} | mean, less than {FULL} |", "|---" * 7 + "|"]
+    _, axis = plt.subplots(figsize=(7, 2.8), layout="constrained")
+    for place, (name, found) in enumerate(scores.items()):
+        cells = [f"{value:.3f}" for value in found.mean(axis=0)]
+        if name == FULL:
+            rows.append(f"| {name} | {' | '.join(cells)} | |")
+            continue
+        lost = scores[FULL][:, -1] - found[:, -1]
+        rows.append(f"| {name} | {' | '.join(cells)} | {lost.mean():.3f} ± {interval(lost):.3f} |")
+        axis.plot(lost, [place] * len(lost), "o", color=GRAY, ms=4)
+        axis.errorbar(lost.mean(), place, xerr=interval(lost), fmt="D", color=RED, capsize=4)
+    axis.axvline(0, color=GRAY, lw=1)
+    axis.set_yticks(range(1, len(scores)), list(scores)[1:])
+    axis.invert_yaxis()
+    axis.set_xlabel("class mIoU lost (dots: seeds; diamond: mean and 95 % interval)")
+    axis.spines[["top", "right"]].set_visible(False)
+    plt.savefig(runs / "ablations.png", dpi=110)
+    (runs / "ablations.md").write_text("\n".join(rows) + "\n")
+    logger.info("%s", "\n".join(rows))
+
+
+def main() -> None:
+    """Parse the command line, train what is missing, and report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, help="data folder with the features of cache.py")
+    parser.add_argument("runs", type=Path, help="folder for the runs")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="for all runs")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    for seed in args.seeds:
+        for name, changes in VARIANTS.items():
+            settings = [f"steps={args.steps}", f"seed={seed}", *args.set, *changes]
+            logger.info("%s, seed %d", name, seed)
+            Run(args.data, folder_of(args.runs, name, seed), Settings.parse(settings)).train(
+                args.steps
+            )
+    scores = {
+        name: np.array([read_scores(folder_of(args.runs, name, seed)) for seed in args.seeds])
+        for name in VARIANTS
+    }
+    report(scores, args.runs)
+
+
+if __name__ == "__main__":
+    main()
