@@ -7,10 +7,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from hdmnet import HDMNet
+from hdmnet import HDMNet, load_mask
 
 for module in ("accelerate", "lightning", "segmentation_models_pytorch", "torchmetrics"):
     pytest.importorskip(module, reason="needs hdmnet[examples]")
@@ -173,3 +175,21 @@ def test_examples_are_short() -> None:
     names = ["finetune_torch", "finetune_lightning", "finetune_accelerate", "train_base_learner"]
     for name in [*names, "adapt_to_supports", "reuse_blocks", "label_with_ray"]:
         assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 120, name
+
+
+def test_car_parts(tmp_path: Path) -> None:
+    source = tmp_path / "photos"
+    for folder in ("JPEGImages", "SegmentationClassAug"):
+        (source / folder).mkdir(parents=True)
+    names = {"0": "_background_", "1": "left_mirror", "2": "right_mirror", "3": "tailgate"}
+    (source / "classes.json").write_text(json.dumps(names))
+    labels = np.repeat(np.arange(4, dtype=np.uint8), 16).reshape(8, 8)  # two rows of each
+    for number in range(3):
+        Image.new("RGB", (8, 8)).save(source / "JPEGImages" / f"{number}.jpg")
+        Image.fromarray(labels).save(source / "SegmentationClassAug" / f"{number}.png")
+    run("car_parts", source, tmp_path / "out", "--photographs", 2)
+    out = tmp_path / "out"
+    made = sorted(str(file.parent.relative_to(out)) for file in out.glob("*/*/*"))
+    assert made == ["mirror/images", "mirror/masks", *2 * ["trunk/images"], *2 * ["trunk/masks"]]
+    mask = load_mask(next((out / "mirror" / "masks").iterdir()))
+    assert mask.equal(torch.from_numpy((labels == 1) | (labels == 2)).to(mask.dtype))

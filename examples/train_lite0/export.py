@@ -3,8 +3,8 @@
     python export.py DATA PHOTOS RUN OUT
 
 Input size and decision threshold t have the best class mIoU, the mean over the validation sets of
-CHOSEN_ON and over one and five shots. The temperature T then minimises the cross-entropy of the pixels. Presence
-is fitted as in `examples/fit_presence.py`.
+CHOSEN_ON and over one and five shots. The temperature T then minimises the cross-entropy of the
+pixels. Presence is fitted as in `examples/fit_presence.py`.
 """
 
 from __future__ import annotations
