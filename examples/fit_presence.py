@@ -83,8 +83,14 @@ def answers(
 def fit_presence(
     model: HDMNet, source: LabelledImages, classes: list[int], **drawn: int
 ) -> dict[str, Any]:
-    """Fit the argument `presence` of a model on some classes; `drawn` is as for `answers`."""
-    center = [round(x, 3) for x in mean_feature(model.fused(), source, classes).tolist()]
+    """Fit the argument `presence` of a model on some classes; `drawn` is as for `answers`.
+
+    A model with `contrast` keeps its center: it was trained with it.
+    """
+    if model.config["contrast"]:
+        center = list(model.presence.center)
+    else:
+        center = [round(x, 3) for x in mean_feature(model.fused(), source, classes).tolist()]
     unfitted = {"scale": 1.0, "bias": 0.0, "center": center}
     fitted = with_options(model, presence=unfitted).fused()
     results = list(answers(fitted, source, classes, **drawn))

@@ -60,7 +60,7 @@ class HDMNet(HDMNetInference):
         layers: Levels or blocks of the backbone that give f2, f3, f4, as for `FeaturePyramid`.
         presence: Arguments of `Presence`, fitted. None: an answer's `presence` is only a rough one.
         contrast: Whether the prior has a third map, which compares a class with the others of a
-            call: see `contrast_prior`.
+            call: see `contrast_prior`. Its μ is `presence["center"]`: give it before training.
         calibration: Arguments of `Calibration`, fitted, of `predict` and `scores`. None: no change.
         pretrained_backbone: Whether to download timm's weights of the backbone. It is not saved
             with the model: a reload never downloads a backbone.
@@ -299,7 +299,8 @@ class HDMNet(HDMNetInference):
         maps = [max_cosine(f, s) for f, s in pairs]
         if "contrast" in self.priors:
             own = mean_feature(supports.prior_features[1])
-            maps.append(contrast_prior(query.prior[1], own, supports.rivals))
+            center = self.presence.mean(own)
+            maps.append(contrast_prior(query.prior[1], own, supports.rivals, center))
         return torch.stack(maps, dim=1)
 
     def _merge(

@@ -21,33 +21,41 @@ def model(request: pytest.FixtureRequest) -> HDMNet:
 
 
 class TestMap:
-    def test_formula(self) -> None:
-        query, own, rivals = torch.randn(2, 5, 3, 4), torch.randn(2, 5), torch.randn(2, 3, 5)
-        found = contrast_prior(query, own, rivals)
+    @pytest.mark.parametrize("count", [0, 3])
+    def test_formula(self, count: int) -> None:
+        query, own, rivals = torch.randn(2, 5, 3, 4), torch.randn(2, 5), torch.randn(2, count, 5)
+        center = torch.randn(5)
+        found = contrast_prior(query, own, rivals, center)
         for b in range(2):
-            centred = query[b] - query[b].mean(dim=(1, 2), keepdim=True)
             for y in range(3):
                 for x in range(4):
                     cosines = [
-                        F.cosine_similarity(centred[:, y, x], own[b] - rival, dim=0)
-                        for rival in rivals[b]
+                        F.cosine_similarity(query[b, :, y, x] - center, own[b] - other, dim=0)
+                        for other in (center, *rivals[b])
                     ]
                     torch.testing.assert_close(found[b, y, x], min(cosines), **TOLERANCE)
 
     def test_without_rivals(self) -> None:
-        for rivals in (None, torch.zeros(2, 0, 5)):
-            found = contrast_prior(torch.randn(2, 5, 3, 4), torch.randn(2, 5), rivals)
-            assert found.tolist() == torch.zeros(2, 3, 4).tolist()
+        query, own, center = torch.randn(2, 5, 3, 4), torch.randn(2, 5), torch.randn(5)
+        expected = contrast_prior(query, own, torch.zeros(2, 0, 5), center)
+        assert torch.equal(contrast_prior(query, own, None, center), expected)
 
-    def test_two_classes_are_opposites(self) -> None:
-        query, a, b = torch.randn(1, 5, 3, 4), torch.randn(1, 5), torch.randn(1, 5)
-        one, other = contrast_prior(query, a, b[:, None]), contrast_prior(query, b, a[:, None])
-        torch.testing.assert_close(one, -other, **TOLERANCE)
+    def test_rivals_only_lower_it(self) -> None:
+        query, own, rivals = torch.randn(2, 5, 3, 4), torch.randn(2, 5), torch.randn(2, 3, 5)
+        center = torch.randn(5)
+        alone, among = (contrast_prior(query, own, r, center) for r in (None, rivals))
+        assert (among <= alone + 1e-6).all()
+        assert (among < alone - 0.1).any()
 
     def test_the_class_itself_is_no_rival(self) -> None:
-        query, own = torch.randn(1, 5, 3, 4), torch.randn(1, 5)
-        found = contrast_prior(query, own, (own * (1 + 1e-7))[:, None])
-        assert found.abs().max() < 1e-4
+        query, own, center = torch.randn(1, 5, 3, 4), torch.randn(1, 5), torch.randn(5)
+        found = contrast_prior(query, own, (own * (1 + 1e-7))[:, None], center)
+        assert torch.equal(found, contrast_prior(query, own, None, center))
+
+    def test_the_mean_of_everything_has_no_direction(self) -> None:
+        own = torch.randn(1, 5)
+        found = contrast_prior(torch.randn(1, 5, 3, 4), own, None, own[0])
+        assert not found.any()
 
     def test_mean_feature(self) -> None:
         features, mask = torch.rand(2, 3, 5, 4, 4), torch.zeros(2, 3, 4, 4)
@@ -69,7 +77,9 @@ class TestMap:
 
     def test_wrong_shapes(self) -> None:
         with pytest.raises(ValueError, match="rivals must be"):
-            contrast_prior(torch.randn(2, 5, 3, 4), torch.randn(2, 5), torch.randn(2, 1, 4))
+            contrast_prior(
+                torch.rand(2, 5, 3, 4), torch.rand(2, 5), torch.rand(2, 1, 4), torch.rand(5)
+            )
 
 
 class TestModel:
@@ -140,6 +150,18 @@ class TestModel:
         torch.testing.assert_close(
             loaded.fused().predict(query, sets).probability, expected, rtol=0, atol=1e-4
         )
+
+    def test_the_center_is_that_of_presence(self) -> None:
+        query, images = torch.rand(1, 3, 64, 64), torch.rand(1, 1, 3, 64, 64)
+        plain = make(base_classes=0, contrast=True)
+        center = torch.rand(plain.backbone.channels[2]).tolist()
+        presence = {"scale": 1.0, "bias": 0.0, "center": center}
+        centred = make(base_classes=0, contrast=True, presence=presence)
+        centred.load_state_dict(plain.state_dict())
+        with torch.no_grad():
+            priors = [m(query, images, torch.ones(1, 1, 64, 64)).prior for m in (plain, centred)]
+        torch.testing.assert_close(priors[0][:, :2], priors[1][:, :2])
+        assert (priors[0][:, 2] - priors[1][:, 2]).abs().max() > 0.01
 
     def test_refused(self) -> None:
         with pytest.raises(TypeError, match="contrast must be a bool"):

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from features import IGNORE, SUPPORTS_PER_SCENE
+from features import F4, IGNORE, SUPPORTS_PER_SCENE
 from groups import draw_category, keep_categories
 from torch import Tensor
 
@@ -159,6 +159,10 @@ class Episodes:
                 rows.append([int(r) for r in rng.choice(found, shots, replace=len(found) < shots)])
         return rows
 
+    def mean(self, scenes: int) -> np.ndarray:
+        """Average the features (C,) over the first scenes."""
+        return self._scenes[:scenes].mean(axis=(0, 2, 3), dtype=np.float32)
+
     def target(self, scene: int, category: str, wanted: set[int] | None) -> np.ndarray:
         """Make the target (H, W) of a query.
 
@@ -235,6 +239,11 @@ class Mixture:
     def __init__(self, folders: Mapping[Path, float]) -> None:
         self._sets = [Episodes(folder) for folder in folders]
         self._shares = np.array(list(folders.values())) / sum(folders.values())
+
+    def mean_f4(self, scenes: int = 300) -> list[float]:
+        """Average f4 over some scenes of each folder, weighted by the shares."""
+        means = [episodes.mean(scenes)[-F4:] for episodes in self._sets]
+        return [round(float(x), 3) for x in self._shares @ np.stack(means)]
 
     def batch(
         self,

@@ -19,6 +19,8 @@ from hdmnet import HDMNet
 SIZE = 225
 """Height and width of the scenes, in pixels. With 8n + 1 pixels every padding of the backbone is
 symmetric, so the features of a flipped scene are the flipped features."""
+F4 = 320
+"""Channels of f4 in every EfficientNet-Lite."""
 SUPPORTS_PER_SCENE = 2
 SMALLEST_SUPPORT = 0.01
 """Smallest share of the scene that a support covers, if the scene has one that large."""

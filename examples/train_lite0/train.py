@@ -157,6 +157,7 @@ class Run:
         shares = settings.sets("train")
         self._training = Mixture({features / name: share for name, share in shares.items()})
         self._validation = {name: features / f"{name}-val" for name in SETS}
+        presence = {"scale": 10.0, "bias": -5.0, "center": self._training.mean_f4()}
         torch.manual_seed(settings.seed)
         self._rng = np.random.default_rng(settings.seed)
         self._model = build_variant(
@@ -166,6 +167,7 @@ class Run:
             prior=bool(settings.prior),
             frozen_norm=False,
             contrast=bool(settings.contrast),
+            presence=presence if settings.contrast else None,
             dim=settings.dim,
             dropout=settings.dropout,
             feature_dropout=settings.feature_dropout,

@@ -128,6 +128,11 @@ class Presence(nn.Module):
         # b only grows and f only shrinks: no probability rises, also after the scores are resized.
         return torch.stack([b.clamp(min=0).where(moved > 0, b) + moved, f - moved], dim=1), presence
 
+    def mean(self, like: Tensor) -> Tensor:
+        """Return μ (C,) for features (..., C), with their type and device."""
+        center = self.center or (0.0,) * like.shape[-1]
+        return torch.tensor(center, dtype=like.dtype, device=like.device)
+
     def found(self, query: Tensor, probability: Tensor) -> Tensor:
         """Sum the directions of what was found in queries.
 
@@ -161,7 +166,7 @@ class Presence(nn.Module):
             weight: (B, n, N) weights w.
             scale: (B, N) factors s.
         """
-        center = torch.tensor(self.center or (0.0,) * x.shape[-1], dtype=x.dtype, device=x.device)
+        center = self.mean(x)
         with no_autocast(x):
             squared = norm**2 - 2 * (x @ center) * scale + center @ center
             weight = weight * squared.clamp(min=TINY).rsqrt()[:, None]

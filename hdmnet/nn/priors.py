@@ -125,36 +125,42 @@ def mean_feature(support: PriorFeatures) -> Tensor:
     return total / (norm > 0).sum(dim=(1, 2), keepdim=True)[..., 0].clamp(min=1)
 
 
-def contrast_prior(query: Tensor, own: Tensor, rivals: Tensor | None) -> Tensor:
+def contrast_prior(query: Tensor, own: Tensor, rivals: Tensor | None, center: Tensor) -> Tensor:
     """Compare every query position with a class and with the classes that it could be taken for.
 
-    contrast_i = min_d cos(q_i − mean_i' q_i', m − m_d)
+    contrast_i = min_d cos(q_i − μ, m − m_d)
 
-    with the mean features m of the class and m_d of each rival. It is positive where the query
-    differs from its mean more towards the class than towards any rival. The norm of m − m_d counts
-    as at least |m| / 100, so a rival that is the class itself has no direction, but 0.
+    with the mean feature m of the class and m_d of each rival. The mean feature μ of many images
+    is always one of the rivals: it stands for anything. The other priors say which position of the
+    query resembles the class most. This one also says how much: it is low everywhere if the query
+    does not show the class. A rival with |m − m_d| below |m| / 100 is the class itself, and none.
 
     Args:
         query: (B, C, h, w) query features q.
         own: (B, C) mean features m, from `mean_feature`.
         rivals: (B, M, C) mean features m_d of M other classes. None: there are none.
+        center: (C,) mean feature μ.
 
     Returns:
-        (B, h, w) in [-1, 1]. Without rivals it is 0.
+        (B, h, w) in [-1, 1].
 
     Raises:
         ValueError: If a shape does not fit.
 
     Source: this project.
     """
-    q = upcast(query)
-    if rivals is None or rivals.shape[1] == 0:
-        return q.new_zeros(q.shape[0], *q.shape[-2:])
-    check_shapes("B, C, h, w; B, C; B, M, C", query=query, own=own, rivals=rivals)
-    q = F.normalize(q - q.mean(dim=(-2, -1), keepdim=True), dim=1)
-    direction = own[:, None] - rivals.to(own.dtype)
-    least = SAME * own.norm(dim=-1)[:, None, None]
-    direction = direction / direction.norm(dim=-1, keepdim=True).maximum(least).clamp(min=EPS)
+    rivals = own.new_zeros(own.shape[0], 0, own.shape[-1]) if rivals is None else rivals
+    axes = "B, C, h, w; B, C; B, M, C; C"
+    check_shapes(axes, query=query, own=own, rivals=rivals, center=center)
+    q, center = upcast(query), center.to(own.dtype)
+    everything = torch.cat([center.expand(own.shape[0], 1, -1), rivals.to(own.dtype)], dim=1)
+    q = F.normalize(q - center.to(q.dtype)[:, None, None], dim=1)
+    direction = own[:, None] - everything
+    distance = direction.norm(dim=-1, keepdim=True)
+    same = distance <= SAME * own.norm(dim=-1)[:, None, None]
+    same[:, 0] = False
+    direction = direction / distance.clamp(min=EPS)
     with no_autocast(q):
         cosines = direction.to(q.dtype) @ rearrange(q, "b c h w -> b c (h w)")
+    cosines = cosines.masked_fill(same, 1.0)
     return rearrange(cosines.amin(dim=1), "b (h w) -> b h w", h=q.shape[-2])
