@@ -57,9 +57,10 @@ class Explanation:
     correlations: tuple[Tensor, ...]
     """(H, W) float32 per stage of the cascade, coarsest first, in [-10, 10]."""
     priors: Tensor
-    """(P, H, W) float32 cosines in [-1, 1]: the greatest cosine with any pixel of the object."""
+    """(P, H, W) float32 in [-1, 1]: of f5 (or f3) and f4, the greatest cosine with any pixel of the
+    object; of a model with `contrast`, also `contrast_prior`."""
     prior_names: tuple[str, ...]
-    """The P features that were compared, such as ("f5", "f4")."""
+    """The names of the P priors, such as ("f5", "f4") or ("f3", "f4", "contrast")."""
     mask: Tensor
     """(H, W) bool: the answer."""
     _evidence: Evidence

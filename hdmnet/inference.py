@@ -23,13 +23,12 @@ class HDMNetInference(FewShotModel):
         presence: Does a query show any of the class?
         calibration: From scores to probabilities.
         priors: Names of the P maps of the prior.
-        smallest_size: Height and width in pixels of the smallest images.
     """
 
     presence: Presence
     calibration: Calibration
     priors: tuple[str, ...]
-    smallest_size: int
+    _support_channels: tuple[int, ...]
 
     @abstractmethod
     def _describe(self, features: Features) -> QueryFeatures:
@@ -81,4 +80,10 @@ class HDMNetInference(FewShotModel):
 
     def contrasted(self, sets: list[SupportSet]) -> list[SupportSet]:
         """Let each class know the mean features of the others, if the prior has a contrast."""
-        return know_rivals(sets) if "contrast" in self.priors else sets
+        if "contrast" not in self.priors:
+            return sets
+        for supports in sets:
+            supports.check_fits(
+                self.fingerprint, self._support_channels, supports.prototypes.device
+            )
+        return know_rivals(sets)

@@ -36,7 +36,7 @@ class Matches(NamedTuple):
     prior: Tensor | None = None
     """(N, P, h, w) cosines in [-1, 1], P priors."""
     prior_names: tuple[str, ...] = ()
-    """The P features that the priors compare, such as ("f5", "f4")."""
+    """The names of the P priors, such as ("f5", "f4") or ("f3", "f4", "contrast")."""
     base: Tensor | None = None
     """(N, 1 + n, h, w) logits of n base classes, background first. None without base learner."""
 

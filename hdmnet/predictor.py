@@ -38,7 +38,7 @@ from hdmnet.rating import SupportRating, compare, rate
 from hdmnet.refinement import refine as refine_borders
 from hdmnet.segmentation import MulticlassSegmentation, Segmentation
 from hdmnet.supports import SupportSet
-from hdmnet.views import Augment, Views
+from hdmnet.views import Augment, Merger, Views
 
 Answer: TypeAlias = Segmentation | MulticlassSegmentation | GeneralizedSegmentation
 _MATCHED_AT_ONCE = 8  # sets, so that a large pool needs no more memory than a small one
@@ -50,10 +50,12 @@ class Predictor(nn.Module, ABC):
     Attributes:
         backbone: The mean and std that images are normalised with.
         image_size: Height and width in pixels that images are resized to.
+        smallest_size: Height and width in pixels of the smallest images that the network takes.
     """
 
     backbone: FeaturePyramid
     image_size: int
+    smallest_size: int = 1
 
     @abstractmethod
     def encode(self, supports: Tensor, masks: Tensor) -> SupportSet:
@@ -418,6 +420,7 @@ class Predictor(nn.Module, ABC):
         """
         options = Options(batch_size, presence_threshold, augment, tile, refine, generalized)
         options.check()
+        self._sides(options)  # raises its error now
         sets = encode_classes(self.encode_supports, supports, masks, class_ids, negatives)
         if not isinstance(query, list | tuple):
             queries = [cast(ImageLike, query)]
@@ -476,6 +479,7 @@ class Predictor(nn.Module, ABC):
             )
         options = Options(batch_size, presence_threshold, augment, tile, refine, generalized)
         options.check()
+        self._sides(options)  # raises its error now
         sets = encode_classes(self.encode_supports, supports, masks, class_ids, negatives)
         return self._answers(queries, sets, options)
 
@@ -514,9 +518,9 @@ class Predictor(nn.Module, ABC):
                 many = MulticlassSegmentation.from_answers(
                     {name: by_number[i] for i, name in enumerate(by_name)}
                 )
-                network_size = (self.image_size, self.image_size)
+                side = self._sides(options)[0]
                 yield (
-                    GeneralizedSegmentation.of(many, pairs[0][0], network_size)
+                    GeneralizedSegmentation.of(many, pairs[0][0], (side, side))
                     if options.generalized
                     else many
                 )
@@ -531,25 +535,39 @@ class Predictor(nn.Module, ABC):
             return [self._match_images([image], groups, options)[0] for image in images]
         plans = [self._views((x.shape[-2], x.shape[-1]), options) for x in images]
         images = [image.to(next(self.parameters()).device) for image in images]
-        answers: list[list[Matches]] = []
+        mergers: list[Merger] = []  # of each image, or of each set
         seen: list[Tensor] = []
         with _evaluating(self):
             for views in zip(*plans, strict=True):
                 cut = [view.of(image) for view, image in zip(views, images, strict=True)]
                 several = self.match_sets(self._normalise(torch.stack(cut)), groups)
-                answers.append([match for group in several for match in group.split()])
+                matches = [match for group in several for match in group.split()]
+                alike = len(matches) // len(images)
+                mergers = mergers or [Merger(plan) for plan in plans for _ in range(alike)]
+                for i, (merger, match) in enumerate(zip(mergers, matches, strict=True)):
+                    merger.add(views[i // alike], match)
                 seen = seen or [x.mul(255).round().byte().cpu() for x in cut]
             pairs = []
-            for i, matches in enumerate(zip(*answers, strict=True)):
-                number = i if len(images) > 1 else 0
-                merged = plans[number].merge(matches)
-                pairs.append((merged, Evidence.of(merged, seen[number])))
+            for i, merger in enumerate(mergers):
+                merged = merger.result()
+                pairs.append((merged, Evidence.of(merged, seen[i // alike])))
         return [[pair] for pair in pairs] if len(images) > 1 else [pairs]
 
     def _views(self, size: tuple[int, int], options: Options) -> Views:
-        augment = options.augment or Augment(flip=False)
-        sides = [round(scale * self.image_size) for scale in augment.scales]
-        return Views(size, sides, flip=augment.flip, tile=options.tile)
+        flip = options.augment is not None and options.augment.flip
+        return Views(size, self._sides(options), flip=flip, tile=options.tile)
+
+    def _sides(self, options: Options) -> list[int]:
+        """Return the heights and widths that the network sees."""
+        scales = (options.augment or Augment()).scales
+        sides = [round(scale * self.image_size) for scale in scales]
+        if min(sides) < self.smallest_size:
+            raise ValueError(
+                f"augment has the scale {min(scales)}: the network would see {min(sides)} pixels, "
+                f"but it needs {self.smallest_size}. Its image_size is {self.image_size}, so "
+                f"scales must be at least {self.smallest_size / self.image_size:.2f}"
+            )
+        return sides
 
     def _prepare(self, image: Tensor) -> Tensor:
         """(3, H, W) in [0, 1] → (3, image_size, image_size), normalised, on the model's device."""

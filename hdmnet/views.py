@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -25,7 +26,7 @@ class Augment:
     """Test-time augmentation: the mean of the answers to several versions of the query.
 
     Args:
-        flip: Whether to segment the mirrored query too.
+        flip: Whether to segment the mirrored query too, at each scale.
         scales: Factors of `image_size`. The query is segmented at each of these sizes.
 
     Raises:
@@ -43,7 +44,7 @@ class Augment:
         _checks.check_type("flip", self.flip, bool, "a bool")
         _checks.check_type("scales", self.scales, (list, tuple), "a list of numbers")
         for scale in self.scales:
-            _checks.check_type("each of scales", scale, (int, float), "a number")
+            _checks.check_type("each of scales", scale, Real, "a number")
         if not self.scales or not all(0 < scale <= LARGEST_SCALE for scale in self.scales):
             raise ValueError(
                 f"scales is {tuple(self.scales)}: expected at least one number above 0 and at most "
@@ -86,65 +87,98 @@ class Views:
         self, size: Sequence[int], sides: Sequence[int], *, flip: bool, tile: int | None
     ) -> None:
         height, width = size
+        self.size = (height, width)
+        self.whole: Part = (0, 0, height, width)
+        self.grid = (sides[0], sides[0])
+        """Height and width of the answer."""
         tiles: list[Part] = []
-        self._grid = (sides[0], sides[0])
         if tile is not None and max(size) > tile:
             tiles = list(_tiles(height, width, tile))
             scale = min(1.0, sides[0] / tile)
-            self._grid = (math.ceil(height * scale), math.ceil(width * scale))
-        self._size = (height, width)
+            self.grid = (math.ceil(height * scale), math.ceil(width * scale))
         flips = (False, True) if flip else (False,)
         self._views = [
             View(part, side, flipped)
-            for part in [(0, 0, height, width), *tiles]
+            for part in [self.whole, *tiles]
             for side in sides
             for flipped in flips
         ]
-        self._whole = len(sides) * len(flips)  # number of views of the whole query
 
     def __iter__(self) -> Iterator[View]:
         return iter(self._views)
 
-    def merge(self, matches: Sequence[Matches]) -> Matches:
-        """Merge the answers to each view, with N = 1.
+    def __len__(self) -> int:
+        return len(self._views)
 
-        The probabilities are a weighted mean. A tile counts less towards its border. The whole
-        query counts as much as all tiles together. Presence is the mean over the views of the whole
-        query. Everything else is that of the first view.
-        """
-        if len(matches) == 1:
-            return matches[0]
-        pairs = list(zip(self._views, matches, strict=True))
-        p = self._mean(pairs[: self._whole])
-        if len(pairs) > self._whole:
-            p = (p + self._mean(pairs[self._whole :])) / 2
-        known = [m.presence for m in matches[: self._whole] if m.presence is not None]
-        presence = torch.stack(known).mean(dim=0) if known else None
-        return matches[0]._replace(scores=torch.stack([1 - p, p], dim=1), presence=presence)
-
-    def _mean(self, pairs: Sequence[tuple[View, Matches]]) -> Tensor:
-        """Average the probabilities: (1, h, w) on the grid."""
-        device = pairs[0][1].scores.device
-        total = torch.zeros(1, *self._grid, device=device)
-        weights = torch.zeros(self._grid, device=device)
-        for view, match in pairs:
-            rows, columns = self._place(view.part)
-            shape = (rows.stop - rows.start, columns.stop - columns.start)
-            p = object_probability(match.scores.float())
-            p = resize_scores((p.flip(-1) if view.flipped else p)[:, None], shape)[:, 0]
-            weight = _hat(shape[0]).outer(_hat(shape[1])).to(device)
-            total[:, rows, columns] += weight * p
-            weights[rows, columns] += weight
-        return total / weights
-
-    def _place(self, part: Part) -> tuple[slice, slice]:
+    def place(self, part: Part) -> tuple[slice, slice]:
         """Return the rows and columns of the grid that a part of the query covers."""
-        (height, width), (rows, columns) = self._size, self._grid
+        (height, width), (rows, columns) = self.size, self.grid
         top, left, tall, wide = part
         return (
             slice(round(top / height * rows), round((top + tall) / height * rows)),
             slice(round(left / width * columns), round((left + wide) / width * columns)),
         )
+
+
+class Merger:
+    """Merges the answers to the views of a query, one after the other, so it keeps one of them.
+
+    The probabilities are a weighted mean. A tile counts less towards its border. The whole query
+    counts as much as all tiles together. Presence is the mean over the views of the whole query.
+    Everything else is that of the first view.
+    """
+
+    def __init__(self, views: Views) -> None:
+        self._views = views
+        self._matches: list[Matches] = []  # only the first
+        self._presence: list[Tensor] = []
+        self._means = {True: _Mean(views.grid), False: _Mean(views.grid)}  # whole, tiles
+
+    def add(self, view: View, match: Matches) -> None:
+        """Add the answer to the next view, with N = 1."""
+        self._matches = self._matches or [match]
+        if len(self._views) == 1:
+            return
+        whole = view.part == self._views.whole
+        if whole and match.presence is not None:
+            self._presence.append(match.presence)
+        p = object_probability(match.scores.float())
+        self._means[whole].add(p.flip(-1) if view.flipped else p, self._views.place(view.part))
+
+    def result(self) -> Matches:
+        """Return the merged answer. That to a single view is not changed."""
+        first = self._matches[0]
+        if len(self._views) == 1:
+            return first
+        means = [mean.value() for mean in self._means.values() if mean.count]
+        p = torch.stack(means).mean(dim=0)
+        presence = torch.stack(self._presence).mean(dim=0) if self._presence else None
+        return first._replace(scores=torch.stack([1 - p, p], dim=1), presence=presence)
+
+
+class _Mean:
+    """A weighted mean of probabilities, (1, h, w) on a grid."""
+
+    def __init__(self, grid: tuple[int, int]) -> None:
+        self.count = 0
+        self._grid = grid
+        self._total, self._weights = torch.zeros(0), torch.zeros(0)
+
+    def add(self, p: Tensor, place: tuple[slice, slice]) -> None:
+        """Add probabilities (1, H, W) of a place on the grid."""
+        if not self.count:
+            self._total = torch.zeros(1, *self._grid, device=p.device)
+            self._weights = torch.zeros(self._grid, device=p.device)
+        rows, columns = place
+        shape = (rows.stop - rows.start, columns.stop - columns.start)
+        weight = _hat(shape[0]).outer(_hat(shape[1])).to(p.device)
+        self._total[:, rows, columns] += weight * resize_scores(p[:, None], shape)[:, 0]
+        self._weights[rows, columns] += weight
+        self.count += 1
+
+    def value(self) -> Tensor:
+        """Return the mean."""
+        return self._total / self._weights
 
 
 def _hat(length: int) -> Tensor:

@@ -136,6 +136,13 @@ class TestModel:
         assert weight.grad is not None
         assert weight.grad[:, -1].abs().sum() > 0
 
+    def test_a_set_of_another_model(self, model: HDMNet) -> None:
+        other = make(base_classes=2, contrast=True, backbone="resnet18")
+        sets = self.encoded(model)
+        foreign = other.encode_supports(picture(40, 40), torch.ones(40, 40))
+        with pytest.raises(ValueError, match="another model encoded these supports"):
+            model.predict(picture(90, 70), sets | {"foreign": foreign})
+
     def test_without_contrast_nothing_changes(self) -> None:
         model = make(base_classes=0)
         sets = list(self.encoded(model).values())

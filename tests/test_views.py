@@ -1,5 +1,8 @@
 """Flips, scales and tiles against a plain formulation; borders that follow edges."""
 
+import copy
+import weakref
+from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -9,7 +12,8 @@ from conftest import make
 from PIL import Image
 from test_predict import picture
 
-from hdmnet import Augment, HDMNet, SupportSet, box_mask
+from hdmnet import Augment, FeaturePyramid, FewShotModel, HDMNet, SupportSet, box_mask
+from hdmnet.output import Matches
 from hdmnet.refinement import refine
 from hdmnet.views import _hat, _tiles
 
@@ -94,6 +98,7 @@ class TestAugment:
             ({"flip": 1}, TypeError, "flip must be a bool"),
             ({"scales": 1.0}, TypeError, "scales must be a list"),
             ({"scales": ("1",)}, TypeError, "a number"),
+            ({"scales": (float("nan"),)}, ValueError, "above 0"),
             ({"scales": ()}, ValueError, "at least one number"),
             ({"scales": (1.0, 0)}, ValueError, "above 0"),
             ({"scales": (9.0,)}, ValueError, "at most 4"),
@@ -108,6 +113,7 @@ class TestAugment:
     @pytest.mark.parametrize(
         ("options", "error", "message"),
         [
+            ({"augment": Augment(scales=(1.0, 0.01))}, ValueError, "scales must be at least"),
             ({"augment": True}, TypeError, "augment must be an Augment"),
             ({"tile": 0.5}, TypeError, "tile must be an int"),
             ({"tile": 8}, ValueError, "tile must be at least 32"),
@@ -126,6 +132,66 @@ class TestAugment:
             model.predict(picture(90, 70), fish, **options)
         with pytest.raises(error, match=message):
             model.predict_iter([picture(90, 70)], fish, **options)
+
+    def test_numpy_numbers(self, model: HDMNet, fish: SupportSet) -> None:
+        query = picture(90, 170, seed=2)
+        scales = tuple(np.array([1.0, 1.25], np.float32))
+        found = model.predict(query, fish, augment=Augment(scales=scales))
+        expected = model.predict(query, fish, augment=Augment(scales=(1.0, 1.25)))
+        assert torch.equal(found.probability, expected.probability)
+
+    def test_negatives(self, model: HDMNet) -> None:
+        query, image = picture(SIZE, SIZE, seed=2), picture(80, 70, seed=1)
+        mask = box_mask((10, 20, 50, 60), (70, 80))
+        encoded = model.encode_supports(image, mask, [(image, 1 - mask)])
+        mirrored = query.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        each = [model.predict(x, encoded).probability for x in (query, mirrored)]
+        found = model.predict(query, encoded, augment=Augment()).probability
+        torch.testing.assert_close(found, (each[0] + each[1].flip(-1)) / 2, rtol=0, atol=1e-6)
+
+    def test_half_precision(self, model: HDMNet) -> None:
+        half = copy.deepcopy(model).bfloat16()
+        image, mask = picture(80, 70, seed=1), box_mask((10, 20, 50, 60), (70, 80))
+        options = {"augment": Augment(scales=(1.0, 1.25)), "tile": 64, "refine": True}
+        found, exact = (
+            m.predict(picture(90, 170, seed=2), image, mask, **options).probability
+            for m in (half, model)
+        )
+        assert found.dtype == torch.float32
+        assert (found - exact).abs().mean() < 0.02
+
+    def test_base_labels_are_of_the_first_view(self) -> None:
+        model = make(base_classes=3, image_size=SIZE)
+        image, mask = picture(80, 70, seed=1), box_mask((10, 20, 50, 60), (70, 80))
+        larger = make(base_classes=3, image_size=96)
+        larger.load_state_dict(model.state_dict())
+        query = picture(90, 70, seed=2)
+        expected = larger.predict(query, image, mask, generalized=True).base
+        augment = Augment(scales=(1.5, 1.0))
+        found = model.predict(query, image, mask, generalized=True, augment=augment, tile=64)
+        assert torch.equal(found.base, expected)
+
+    def test_a_network_of_ones_own(self) -> None:
+        class Left(FewShotModel):
+            """Finds the left half of everything that it sees."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.image_size = SIZE
+                self.backbone = FeaturePyramid("resnet10t")
+
+            def encode(self, supports: torch.Tensor, masks: torch.Tensor) -> SupportSet:
+                return SupportSet(torch.ones(len(supports), 1, 1))
+
+            def scores(self, query: torch.Tensor, supports: SupportSet) -> torch.Tensor:
+                f = torch.zeros(len(query), *query.shape[-2:])
+                f[..., : SIZE // 2] = 1
+                return torch.stack([1 - f, f], dim=1)
+
+        found = Left().predict(
+            picture(SIZE, SIZE), picture(9, 9), torch.ones(9, 9), augment=Augment()
+        )
+        torch.testing.assert_close(found.probability, torch.full((SIZE, SIZE), 0.5))
 
 
 class TestTiles:
@@ -155,6 +221,25 @@ class TestTiles:
         whole = model.predict(query, fish).probability
         found = model.predict(query, fish, tile=SIZE).probability
         torch.testing.assert_close(found, (whole + total / weights) / 2, rtol=0, atol=1e-5)
+
+    def test_memory_does_not_grow_with_the_number_of_tiles(
+        self, model: HDMNet, fish: SupportSet, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        alive: list[weakref.ref[torch.Tensor]] = []
+        most = 0
+        match_sets = type(model).match_sets
+
+        def watched(*args: object) -> Iterator[Matches]:
+            nonlocal most
+            for matches in match_sets(*args):
+                alive.append(weakref.ref(matches.scores))
+                most = max(most, sum(ref() is not None for ref in alive))
+                yield matches
+
+        monkeypatch.setattr(type(model), "match_sets", watched)
+        model.predict(picture(400, 400, seed=2), fish, tile=64)
+        assert len(alive) > 50
+        assert most <= 3
 
     def test_a_small_query_has_no_tiles(self, model: HDMNet, fish: SupportSet) -> None:
         query = picture(90, 70, seed=2)

@@ -192,7 +192,7 @@ def object_probability(scores: Tensor) -> Tensor:
     p = f / (b + f), with the scores b of the background and f of the object, clamped at 0.
     """
     b, f = scores.clamp(min=0).unbind(-3)
-    return f / (b + f).clamp(min=1e-12)
+    return f / (b + f).clamp(min=torch.finfo(f.dtype).tiny)
 
 
 def _for_each(episodes: Tensor, queries: int) -> Tensor:

@@ -119,7 +119,11 @@ class Network(FewShotModel):
 
     def contrasted(self, sets: list[SupportSet]) -> list[SupportSet]:
         """Let each class know the others, if the graph takes them."""
-        return know_rivals(sets) if self._contrast else sets
+        if not self._contrast:
+            return sets
+        for supports in sets:
+            supports.check_fits(self.fingerprint, self._channels, supports.prototypes.device)
+        return know_rivals(sets)
 
     def fingerprint(self) -> str:
         """Return the fingerprint of the model that was exported."""
