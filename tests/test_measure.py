@@ -118,3 +118,21 @@ def test_select_supports(
     monkeypatch.setattr("sys.argv", ["select_supports.py", *map(str, arguments)])
     script["main"]()
     assert "gain in the mean IoU of a query" in capsys.readouterr().out
+
+
+def test_measure_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(contrast=True).save_pretrained(tmp_path / "model")
+    boxes = [{(5, 5, 40, 65): 6}, {(5, 5, 40, 65): 7}, {(5, 5, 30, 65): 6, (40, 5, 65, 65): 7}]
+    labels = {f"2008_{i:06}": trees.boxes_label((70, 80), boxes[i % 3]) for i in range(9)}
+    root = trees.voc(tmp_path, labels) / "VOCdevkit" / "VOC2012"
+    arguments = [root, "--model", tmp_path / "model", "--pairs", "bus:car", "--shots", 1, 3]
+    script = runpy.run_path(str(EXAMPLES / "measure_classes.py"))
+    monkeypatch.setattr("sys.argv", ["measure_classes.py", *map(str, arguments)])
+    caplog.set_level(logging.INFO)
+    script["main"]()
+    assert "{'bus+car': 3}" in caplog.text
+    rows = [line.split("|")[1:-1] for line in caplog.messages if line.startswith("| ")][1:]
+    assert [int(row[0]) for row in rows] == [1, 3]
+    assert all(0 <= float(cell) <= 1 for row in rows for cell in row[1:])
