@@ -2,9 +2,9 @@
 
     python examples/measure_classes.py VOCdevkit/VOC2012 --pairs cat:sofa,person:sheep
 
-Each query shows both classes of a pair, and its supports show one of the two each. Labels come from two
-separate calls and the higher probability, or from one call with both classes, which know of each
-other if the model has `contrast`.
+Each query shows both classes of a pair, and its supports show one of the two each. Labels come from
+two separate calls and the higher probability, or from one call with both classes, which know of
+each other if the model has `contrast`.
 """
 
 import argparse
@@ -79,8 +79,8 @@ def main() -> None:
                 )
                 for name, chosen in supports.items()
             }
-            apart = torch.stack([model.predict(image, s).probability for s in sets.values()])
-            best, index = apart.max(dim=0)
+            each = torch.stack([model.predict(image, s).probability for s in sets.values()])
+            best, index = each.max(dim=0)
             answers = {
                 "separate calls": (index + 1) * (best > 0.5),
                 "one call": model.predict(image, sets).labels,
