@@ -82,8 +82,7 @@ class HDMNetInference(FewShotModel):
         """Let each class know the mean features of the others, if the prior has a contrast."""
         if "contrast" not in self.priors:
             return sets
+        device = next(self.parameters()).device
         for supports in sets:
-            supports.check_fits(
-                self.fingerprint, self._support_channels, supports.prototypes.device
-            )
+            supports.check_fits(self.fingerprint, self._support_channels, device)
         return know_rivals(sets)

@@ -1,6 +1,7 @@
 """The options of `predict` that concern the answers."""
 
-from typing import NamedTuple, TypedDict
+from numbers import Integral
+from typing import Any, NamedTuple, Self, TypedDict
 
 from hdmnet.nn import _checks
 from hdmnet.views import SMALLEST_TILE, Augment
@@ -26,18 +27,28 @@ class Options(NamedTuple):
     refine: bool = False
     generalized: bool = False
 
-    def check(self) -> None:
-        """Check types and ranges.
+    def checked(self) -> Self:
+        """Check types and ranges, and turn NumPy's integers into those of Python.
 
         Raises:
             TypeError: If an option has the wrong type.
             ValueError: If an option is out of its range.
         """
-        if self.batch_size is not None:
-            _checks.check_integer("batch_size", self.batch_size, 1, 2**16)
         _checks.check_probabilities(presence_threshold=self.presence_threshold)
         if self.augment is not None:
             _checks.check_type("augment", self.augment, Augment, "an Augment")
-        if self.tile is not None:
-            _checks.check_integer("tile", self.tile, SMALLEST_TILE, 2**16)
         _checks.check_type("refine", self.refine, bool, "a bool")
+        return self._replace(
+            batch_size=_integer("batch_size", self.batch_size, 1),
+            tile=_integer("tile", self.tile, SMALLEST_TILE),
+        )
+
+
+def _integer(name: str, value: Any, least: int) -> int | None:
+    """Check an integer of Python or NumPy. None stays."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    _checks.check_integer(name, int(value), least, 2**16)
+    return int(value)

@@ -1,5 +1,6 @@
 """People's images in, answers out: encoding supports, and predicting queries."""
 
+import math
 import os
 import warnings
 from abc import ABC, abstractmethod
@@ -401,7 +402,9 @@ class Predictor(nn.Module, ABC):
                 each is segmented in addition to the whole. The answer is the mean of the whole's
                 and the tiles': both must find an object. `batch_size` has no effect on tiles.
             refine: Whether borders follow the edges of the query: see `hdmnet.refinement`.
-            generalized: Whether to label the base classes of the model's base learner as well.
+            generalized: Whether to label the base classes of the model's base learner as well. With
+                `augment` or `tile`, the base learner sees the first view only: the whole query at
+                the first scale, not mirrored.
 
         Returns:
             The segmentation of the query: a `Segmentation` for one class, a
@@ -418,8 +421,9 @@ class Predictor(nn.Module, ABC):
             >>> result = model.predict("query.jpg", ["support.jpg"], ["support_mask.png"])
             >>> result.overlay("query.jpg").save("overlay.png")
         """
-        options = Options(batch_size, presence_threshold, augment, tile, refine, generalized)
-        options.check()
+        options = Options(
+            batch_size, presence_threshold, augment, tile, refine, generalized
+        ).checked()
         self._sides(options)  # raises its error now
         sets = encode_classes(self.encode_supports, supports, masks, class_ids, negatives)
         if not isinstance(query, list | tuple):
@@ -477,8 +481,9 @@ class Predictor(nn.Module, ABC):
                 f"queries is one {type(queries).__name__}: expected an iterable of images, such as "
                 'Path("photos").glob("*.jpg")'
             )
-        options = Options(batch_size, presence_threshold, augment, tile, refine, generalized)
-        options.check()
+        options = Options(
+            batch_size, presence_threshold, augment, tile, refine, generalized
+        ).checked()
         self._sides(options)  # raises its error now
         sets = encode_classes(self.encode_supports, supports, masks, class_ids, negatives)
         return self._answers(queries, sets, options)
@@ -562,10 +567,11 @@ class Predictor(nn.Module, ABC):
         scales = (options.augment or Augment()).scales
         sides = [round(scale * self.image_size) for scale in scales]
         if min(sides) < self.smallest_size:
+            least = math.ceil(100 * self.smallest_size / self.image_size) / 100
             raise ValueError(
                 f"augment has the scale {min(scales)}: the network would see {min(sides)} pixels, "
                 f"but it needs {self.smallest_size}. Its image_size is {self.image_size}, so "
-                f"scales must be at least {self.smallest_size / self.image_size:.2f}"
+                f"scales must be at least {least:.2f}"
             )
         return sides
 

@@ -278,8 +278,8 @@ class SupportSet:
             tokens=tuple(join_tokens(level) for level in levels),
             prior_features=tuple(_join_priors(level, dim) for level in priors),
             gram=torch.cat(grams, dim) if grams else None,
-            negatives=_join_negatives([s.negatives for s in sets], dim),
-            rivals=None,
+            negatives=_join_others("negatives", [s.negatives for s in sets], dim),
+            rivals=_join_others("rivals", [s.rivals for s in sets], dim),
         )
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
@@ -371,12 +371,13 @@ def _pad_prior(part: PriorFeatures, length: int) -> PriorFeatures:
     return PriorFeatures(torch.cat([part.unit, unit], 2), torch.cat([part.norm, norm], 2))
 
 
-def _join_negatives(parts: Sequence[Tensor | None], dim: int) -> Tensor | None:
+def _join_others(name: str, parts: Sequence[Tensor | None], dim: int) -> Tensor | None:
+    """Join the negatives or the rivals of sets."""
     given = [x for x in parts if x is not None]
     if dim == 0 and given:
         if len(given) < len(parts):
-            raise ValueError("some of the sets have negatives and others have none: stack either")
+            raise ValueError(f"some of the sets have {name} and others have none: stack either")
         most = max(x.shape[1] for x in given)
-        # A negative that is there twice changes no maximum.
+        # One that is there twice changes no maximum of negatives and no minimum of rivals.
         given = [torch.cat([x, *[x[:, :1]] * (most - x.shape[1])], dim=1) for x in given]
     return torch.cat(given, dim) if given else None

@@ -26,8 +26,10 @@ class Augment:
     """Test-time augmentation: the mean of the answers to several versions of the query.
 
     Args:
-        flip: Whether to segment the mirrored query too, at each scale.
-        scales: Factors of `image_size`. The query is segmented at each of these sizes.
+        flip: Whether to segment the mirrored query too, at each scale. It is on unless you give
+            False, also if you give `scales` only.
+        scales: Factors of `image_size`. The query is segmented at each of these sizes. A size must
+            not be below the model's `smallest_size`.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -45,11 +47,15 @@ class Augment:
         _checks.check_type("scales", self.scales, (list, tuple), "a list of numbers")
         for scale in self.scales:
             _checks.check_type("each of scales", scale, Real, "a number")
+            if isinstance(scale, bool):  # a bool is a Real
+                raise TypeError(f"each of scales must be a number, got {scale!r}")
         if not self.scales or not all(0 < scale <= LARGEST_SCALE for scale in self.scales):
             raise ValueError(
                 f"scales is {tuple(self.scales)}: expected at least one number above 0 and at most "
                 f"{LARGEST_SCALE}"
             )
+        # NumPy's float16 would round image_size. A frozen dataclass allows no plain assignment.
+        object.__setattr__(self, "scales", tuple(map(float, self.scales)))
 
 
 Part: TypeAlias = tuple[int, int, int, int]

@@ -42,6 +42,19 @@ def test_scores_at_and_below_zero() -> None:
     assert p.tolist() == [1.0, 0.0, 1.0, 0.0]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    """1e-12 is 0 in float16, and bfloat16 has three digits."""
+    scores = torch.tensor([[0, 0], [2e-5, 6e-5], [1, 0.01], [0.3, 0.4]], dtype=dtype)
+    scores = scores[..., None, None]
+    for found, exact in (
+        (object_probability(scores), object_probability(scores.double())),
+        (Calibration(**FITTED)(scores), Calibration(**FITTED)(scores.double())),
+    ):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.double(), exact, **TOLERANCE)
+
+
 def test_without_arguments_nothing_changes() -> None:
     scores = torch.rand(1, 2, 4, 4)
     assert Calibration.from_config(None)(scores) is scores

@@ -143,6 +143,28 @@ class TestModel:
         with pytest.raises(ValueError, match="another model encoded these supports"):
             model.predict(picture(90, 70), sets | {"foreign": foreign})
 
+    def test_a_set_on_another_device(self, model: HDMNet) -> None:
+        sets = self.encoded(model)
+        first = next(iter(sets))
+        with pytest.raises(ValueError, match="the supports are on meta"):
+            model.predict(picture(90, 70), sets | {first: sets[first].to("meta")})
+
+    def test_joined_sets_keep_their_rivals(self, model: HDMNet) -> None:
+        cat, dog, cow = model.contrasted(list(self.encoded(model).values()))
+        assert dog.rivals is not None
+        fewer = SupportSet(**{**vars(dog), "rivals": dog.rivals[:, :1]})
+        query = torch.rand(1, 3, 64, 64)
+        with torch.inference_mode():
+            stacked = model.match(query.expand(3, -1, -1, -1), cat.stack(fewer, cow)).prior
+            apart = torch.cat([model.match(query, each).prior for each in (cat, fewer, cow)])
+            torch.testing.assert_close(stacked, apart, **TOLERANCE)
+            pair = dog.merge(SupportSet(**{**vars(dog), "rivals": None}))
+            twice = model.match(query, pair).prior
+            torch.testing.assert_close(twice, model.match(query, dog).prior, **TOLERANCE)
+        ignorant = SupportSet(**{**vars(cow), "rivals": None})
+        with pytest.raises(ValueError, match="some of the sets have rivals"):
+            cat.stack(ignorant)
+
     def test_without_contrast_nothing_changes(self) -> None:
         model = make(base_classes=0)
         sets = list(self.encoded(model).values())

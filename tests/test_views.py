@@ -4,6 +4,7 @@ import copy
 import weakref
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +14,14 @@ from PIL import Image
 from test_predict import picture
 
 from hdmnet import Augment, FeaturePyramid, FewShotModel, HDMNet, SupportSet, box_mask
+from hdmnet.images import load_image
 from hdmnet.output import Matches
+from hdmnet.preprocess import resize_image, resize_scores
 from hdmnet.refinement import refine
 from hdmnet.views import _hat, _tiles
 
 SIZE = 64
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +102,9 @@ class TestAugment:
             ({"flip": 1}, TypeError, "flip must be a bool"),
             ({"scales": 1.0}, TypeError, "scales must be a list"),
             ({"scales": ("1",)}, TypeError, "a number"),
+            ({"scales": (True,)}, TypeError, "a number"),
+            ({"scales": (np.bool_(True),)}, TypeError, "a number"),
+            ({"scales": (np.float32("inf"),)}, ValueError, "at most 4"),
             ({"scales": (float("nan"),)}, ValueError, "above 0"),
             ({"scales": ()}, ValueError, "at least one number"),
             ({"scales": (1.0, 0)}, ValueError, "above 0"),
@@ -116,7 +123,9 @@ class TestAugment:
             ({"augment": Augment(scales=(1.0, 0.01))}, ValueError, "scales must be at least"),
             ({"augment": True}, TypeError, "augment must be an Augment"),
             ({"tile": 0.5}, TypeError, "tile must be an int"),
-            ({"tile": 8}, ValueError, "tile must be at least 32"),
+            ({"tile": True}, TypeError, "tile must be an int"),
+            ({"tile": np.int64(8)}, ValueError, "tile must be at least 32"),
+            ({"batch_size": True}, TypeError, "batch_size must be an int"),
             ({"refine": 1}, TypeError, "refine must be a bool"),
         ],
     )
@@ -135,10 +144,19 @@ class TestAugment:
 
     def test_numpy_numbers(self, model: HDMNet, fish: SupportSet) -> None:
         query = picture(90, 170, seed=2)
-        scales = tuple(np.array([1.0, 1.25], np.float32))
-        found = model.predict(query, fish, augment=Augment(scales=scales))
-        expected = model.predict(query, fish, augment=Augment(scales=(1.0, 1.25)))
-        assert torch.equal(found.probability, expected.probability)
+        augment, plain = Augment(scales=(np.uint8(1), np.float16(1.25))), Augment(scales=[1, 1.25])
+        assert augment == plain
+        for whole in (np.int64, np.uint8):
+            found = model.predict(query, fish, augment=augment, tile=whole(64))
+            expected = model.predict(query, fish, augment=plain, tile=64)
+            assert torch.equal(found.probability, expected.probability)
+
+    def test_the_least_scale_of_the_error_works(self, model: HDMNet, fish: SupportSet) -> None:
+        larger = make(base_classes=0, image_size=473)  # 25 / 473 = 0.0529
+        larger.load_state_dict(model.state_dict())
+        with pytest.raises(ValueError, match=r"scale 0\.05.*it needs 25.*at least 0\.06$"):
+            larger.predict(picture(90, 70), fish, augment=Augment(scales=(0.05,)))
+        larger.predict(picture(90, 70), fish, augment=Augment(scales=(0.06,)))
 
     def test_negatives(self, model: HDMNet) -> None:
         query, image = picture(SIZE, SIZE, seed=2), picture(80, 70, seed=1)
@@ -252,6 +270,42 @@ class TestTiles:
         for query, found in zip(queries, together, strict=True):
             alone = model.predict(query, fish, tile=64)
             torch.testing.assert_close(found.probability, alone.probability, rtol=0, atol=1e-5)
+
+
+class TestNetworks:
+    """Flips, tiles and refined borders in one call, of several kinds of networks."""
+
+    @pytest.mark.parametrize("kind", ["base learner", "negatives", "bfloat16", "own network"])
+    def test_plain_formulation(self, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.syspath_prepend(str(EXAMPLES))
+        from own_network import PrototypeNet
+
+        network: FewShotModel = make(image_size=SIZE)
+        if kind == "own network":
+            network = PrototypeNet("resnet10t", image_size=SIZE).eval()
+        if kind == "bfloat16":
+            network.bfloat16()
+        image, mask = picture(80, 70, seed=1), box_mask((10, 20, 50, 60), (70, 80))
+        negatives = [(image, 1 - mask), picture(50, 50, seed=7)] if kind == "negatives" else None
+        encoded = network.encode_supports(image, mask, negatives)
+
+        def answer(view: torch.Tensor) -> torch.Tensor:
+            both = [network.predict(x, encoded).probability for x in (view, view.flip(-1))]
+            return (both[0] + both[1].flip(-1)) / 2
+
+        query = load_image(picture(2 * SIZE, SIZE, seed=2))
+        whole = resize_scores(answer(resize_image(query, (SIZE, SIZE)))[None, None], (64, 128))
+        weight, total, weights = _hat(SIZE).outer(_hat(SIZE)), 0, 0
+        for left in (0, 32, 64):
+            padding = (left, SIZE - left)
+            tile = answer(query[..., left : left + SIZE])
+            total = total + torch.nn.functional.pad(weight * tile, padding)
+            weights = weights + torch.nn.functional.pad(weight, padding)
+        expected = refine((whole[0, 0] + total / weights) / 2, query)
+        found = network.predict(query, encoded, augment=Augment(), tile=SIZE, refine=True)
+        assert found.probability.dtype == torch.float32
+        assert found.probability.std() > 1e-4
+        torch.testing.assert_close(found.probability, expected, rtol=0, atol=1e-4)
 
 
 class TestRefine:

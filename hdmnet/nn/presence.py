@@ -121,7 +121,7 @@ class Presence(nn.Module):
         presence = (self.scale * (cosine + gap) + self.bias).sigmoid()
         if all(x is None for x in negatives):
             return scores, presence
-        gap = gap[:, None, None].to(scores.dtype)
+        gap = gap[:, None, None].to(p.dtype)
         lower = p.minimum((p.logit(eps=SURE) + NEGATIVE_SCALE * gap).sigmoid())
         moved = (p - lower) * scores.clamp(min=0).sum(dim=1) * (gap < 0)
         b, f = scores.unbind(dim=1)
@@ -189,9 +189,10 @@ class Presence(nn.Module):
 def object_probability(scores: Tensor) -> Tensor:
     """Turn scores (..., 2, H, W) into probabilities (..., H, W) of the object.
 
-    p = f / (b + f), with the scores b of the background and f of the object, clamped at 0.
+    p = f / (b + f), with the scores b of the background and f of the object, clamped at 0. Scores
+    in half precision give float32.
     """
-    b, f = scores.clamp(min=0).unbind(-3)
+    b, f = upcast(scores).clamp(min=0).unbind(-3)
     return f / (b + f).clamp(min=torch.finfo(f.dtype).tiny)
 
 
