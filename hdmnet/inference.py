@@ -69,6 +69,11 @@ class HDMNetInference(FewShotModel):
             scores, presence = self.presence(described.prior[1], scores, f4, negatives)
             yield Matches(scores, presence, out.correlations, prior, self.priors, out.base)
 
+    @property
+    def presence_threshold(self) -> float:
+        """Smallest presence of an answer that keeps its mask: of the argument `presence`."""
+        return self.presence.threshold
+
     def encode_negative(self, image: Tensor, mask: Tensor | None, supports: SupportSet) -> Tensor:
         """Sum the directions of what a mask shows, or else of what the model finds."""
         if mask is not None:

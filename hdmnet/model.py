@@ -295,12 +295,14 @@ class HDMNet(HDMNetInference):
     def _prior(self, query: QueryFeatures, supports: SupportSet) -> Tensor:
         supports.check_fits(self.fingerprint, self._support_channels, query.reduced.device)
         supports = replace(supports, tokens=(), gram=None).expand(query.reduced.shape[0])
-        pairs = zip(query.prior, supports.prior_features, strict=True)
+        n = supports.prototypes.shape[0] // query.reduced.shape[0]
+        features = [repeat(f, SHARED, n=n) for f in query.prior]
+        pairs = zip(features, supports.prior_features, strict=True)
         maps = [max_cosine(f, s) for f, s in pairs]
         if "contrast" in self.priors:
             own = mean_feature(supports.prior_features[1])
             center = self.presence.mean(own)
-            maps.append(contrast_prior(query.prior[1], own, supports.rivals, center))
+            maps.append(contrast_prior(features[1], own, supports.rivals, center))
         return torch.stack(maps, dim=1)
 
     def _merge(

@@ -11,7 +11,7 @@ class PredictOptions(TypedDict, total=False):
     """Arguments of `predict` that do not change the type of the answer."""
 
     batch_size: int | None
-    presence_threshold: float
+    presence_threshold: float | None
     augment: Augment | None
     tile: int | None
     refine: bool
@@ -21,7 +21,7 @@ class Options(NamedTuple):
     """Arguments of `predict` that concern the answers, with their defaults."""
 
     batch_size: int | None = None
-    presence_threshold: float = 0.0
+    presence_threshold: float | None = None
     augment: Augment | None = None
     tile: int | None = None
     refine: bool = False
@@ -34,7 +34,8 @@ class Options(NamedTuple):
             TypeError: If an option has the wrong type.
             ValueError: If an option is out of its range.
         """
-        _checks.check_probabilities(presence_threshold=self.presence_threshold)
+        if self.presence_threshold is not None:
+            _checks.check_probabilities(presence_threshold=self.presence_threshold)
         if self.augment is not None:
             _checks.check_type("augment", self.augment, Augment, "an Augment")
         _checks.check_type("refine", self.refine, bool, "a bool")

@@ -81,6 +81,11 @@ class Predictor(nn.Module, ABC):
         """
         return sets
 
+    @property
+    def presence_threshold(self) -> float:
+        """Smallest `presence` of an answer that keeps its mask; 0 without an override."""
+        return 0.0
+
     @abstractmethod
     def fingerprint(self) -> str:
         """Return a short hash of architecture and weights, see `FewShotModel`."""
@@ -368,7 +373,7 @@ class Predictor(nn.Module, ABC):
         class_ids: Mapping[str, int] | None = None,
         negatives: Negatives | Mapping[str, Negatives] | None = None,
         batch_size: int | None = None,
-        presence_threshold: float = 0.0,
+        presence_threshold: float | None = None,
         augment: Augment | None = None,
         tile: int | None = None,
         refine: bool = False,
@@ -396,6 +401,7 @@ class Predictor(nn.Module, ABC):
                 queries for one class, or several classes for one query. More need more memory.
                 None: one query, with all its classes.
             presence_threshold: Smallest `presence` of an answer that keeps its mask, in [0, 1].
+                None: the model's own, see `FewShotModel.presence_threshold`. 0: keep every mask.
                 Below it, the probabilities are 0 everywhere. docs/predict.md says what it costs.
             augment: Segments several versions of each query, and takes the mean: see `Augment`.
             tile: Side in pixels of square tiles. A larger query is cut into tiles that overlap, and
@@ -441,7 +447,7 @@ class Predictor(nn.Module, ABC):
         class_ids: Mapping[str, int] | None = None,
         negatives: Negatives | Mapping[str, Negatives] | None = None,
         batch_size: int | None = None,
-        presence_threshold: float = 0.0,
+        presence_threshold: float | None = None,
         augment: Augment | None = None,
         tile: int | None = None,
         refine: bool = False,
@@ -515,7 +521,7 @@ class Predictor(nn.Module, ABC):
                     yield image
                     continue
                 pairs = next(matches)
-                answers = [_answer(match, evidence, image, options) for match, evidence in pairs]
+                answers = [self._answer(*pair, image, options) for pair in pairs]
                 if supports is not by_name and not options.generalized:
                     yield answers[0]
                     continue
@@ -575,6 +581,16 @@ class Predictor(nn.Module, ABC):
             )
         return sides
 
+    def _answer(
+        self, match: Matches, evidence: Evidence | None, image: Tensor, options: Options
+    ) -> Segmentation:
+        presence = None if match.presence is None else match.presence.item()
+        answer = Segmentation.from_scores(match.scores, image.shape[-2:], presence, evidence)
+        if options.refine:
+            answer = replace(answer, probability=refine_borders(answer.probability, image))
+        given = options.presence_threshold
+        return answer.emptied_below(self.presence_threshold if given is None else given)
+
     def _prepare(self, image: Tensor) -> Tensor:
         """(3, H, W) in [0, 1] → (3, image_size, image_size), normalised, on the model's device."""
         return self._normalise(self._resize(image))
@@ -585,16 +601,6 @@ class Predictor(nn.Module, ABC):
 
     def _normalise(self, resized: Tensor) -> Tensor:
         return self.backbone.normalise(resized).to(next(self.parameters()).dtype)
-
-
-def _answer(
-    match: Matches, evidence: Evidence | None, image: Tensor, options: Options
-) -> Segmentation:
-    presence = None if match.presence is None else match.presence.item()
-    answer = Segmentation.from_scores(match.scores, image.shape[-2:], presence, evidence)
-    if options.refine:
-        answer = replace(answer, probability=refine_borders(answer.probability, image))
-    return answer.emptied_below(options.presence_threshold)
 
 
 @contextmanager

@@ -117,6 +117,34 @@ class TestThreshold:
             assert torch.equal(many.probability[0], expected)
             assert many.presence.tolist() == pytest.approx([plain.presence])
 
+    def test_of_the_model(self, model: HDMNet, support: tuple, tmp_path: Path) -> None:
+        plain = model.predict(picture(), *support)
+        presence = {"scale": 10.0, "bias": -5.0, "center": []}
+        for threshold, kept in ((plain.presence - 1e-3, True), (plain.presence + 1e-3, False)):
+            strict = HDMNet(**(model.config | {"presence": presence | {"threshold": threshold}}))
+            strict.load_state_dict(model.state_dict())
+            strict.save_pretrained(tmp_path)
+            strict = HDMNet.from_pretrained(tmp_path)
+            assert strict.presence_threshold == threshold
+            assert strict.predict(picture(), *support).mask.any() == kept
+            assert strict.predict(picture(), *support, presence_threshold=0).mask.any()
+            (again,) = strict.predict_iter([picture()], *support)
+            assert again.mask.any() == kept
+
+    @pytest.mark.parametrize(
+        ("presence", "error", "message"),
+        [
+            ({"threshold": 2.0}, ValueError, "threshold'] must be in"),
+            ({"threshold": "0"}, TypeError, "a probability"),
+            ({"limit": 0.5}, ValueError, "if you like, threshold"),
+        ],
+    )
+    def test_refused_by_the_model(
+        self, presence: dict[str, object], error: type[Exception], message: str
+    ) -> None:
+        with pytest.raises(error, match=message):
+            make(presence={"scale": 10.0, "bias": -5.0, "center": []} | presence)
+
     def test_out_of_range(self, model: HDMNet, support: tuple) -> None:
         with pytest.raises(ValueError, match="presence_threshold must be in"):
             model.predict(picture(), *support, presence_threshold=1.5)

@@ -195,3 +195,15 @@ def test_features_of_other_images(model: HDMNet) -> None:
     features = model.backbone(supports[:, 0])
     with pytest.raises(ValueError, match="got 1 images"):
         model.encode_features(features, masks)
+
+
+@pytest.mark.parametrize("options", [{}, {"base_classes": 0, "contrast": True}])
+def test_several_episodes_share_a_query(options: dict[str, object]) -> None:
+    model = make(**options).eval()
+    images, masks = torch.rand(4, 2, 3, 64, 64), (torch.rand(4, 2, 64, 64) > 0.5).float()
+    queries = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        sets = model.encode(images, masks)
+        found = model.match(queries, sets).final
+        expected = model.match(queries.repeat_interleave(2, dim=0), sets).final
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from hdmnet.nn._checks import check_shapes, check_type
+from hdmnet.nn._checks import check_probabilities, check_shapes, check_type
 from hdmnet.nn._precision import no_autocast, upcast
 from hdmnet.nn.priors import PriorFeatures
 
@@ -42,16 +42,23 @@ class Presence(nn.Module):
         scale: The slope a.
         bias: The bias b.
         center: The mean μ of the features over many images. Empty: 0.
+        threshold: Smallest presence of an answer that keeps its mask, unless `predict` is given
+            another one.
 
     Source: this project. `examples/fit_presence.py` fits a, b and μ.
     """
 
     def __init__(
-        self, scale: float = 10.0, bias: float = -5.0, center: Sequence[float] = ()
+        self,
+        scale: float = 10.0,
+        bias: float = -5.0,
+        center: Sequence[float] = (),
+        threshold: float = 0.0,
     ) -> None:
         super().__init__()
         self.scale = scale
         self.bias = bias
+        self.threshold = threshold
         # No buffer: that would change the model's fingerprint, but it changes no encoded support.
         self.center = tuple(center)
 
@@ -60,22 +67,26 @@ class Presence(nn.Module):
         """Make the module of a constructor argument of the network.
 
         Args:
-            config: A dict of `scale`, `bias` and `center`. None: the defaults, which fit no network
-                in particular.
+            config: A dict of `scale`, `bias`, `center` and, unless it is 0, `threshold`. None: the
+                defaults, which fit no network in particular.
             channels: Channels of the features.
 
         Raises:
             TypeError: If `config` is not a dict, or a value has the wrong type.
-            ValueError: If a key is unknown or missing, or `center` has another length.
+            ValueError: If a key is unknown or missing, `center` has another length, or `threshold`
+                is not in [0, 1].
         """
         if config is None:
             return cls()
         check_type("presence", config, Mapping, "a dict of scale, bias and center")
-        if config.keys() != {"scale", "bias", "center"}:
+        if config.keys() | {"threshold"} != {"scale", "bias", "center", "threshold"}:
             raise ValueError(
-                f"presence has the keys {sorted(config)}: expected scale, bias and center"
+                f"presence has the keys {sorted(config)}: expected scale, bias, center and, if you "
+                "like, threshold"
             )
         scale, bias, center = config["scale"], config["bias"], config["center"]
+        threshold = config.get("threshold", 0.0)
+        check_probabilities(**{"presence['threshold']": threshold})
         check_type("presence['center']", center, (list, tuple), "a list of numbers")
         if len(center) not in (0, channels):
             raise ValueError(
@@ -86,7 +97,7 @@ class Presence(nn.Module):
             check_type("each value of presence", value, (int, float), "a number")
             if not math.isfinite(value):
                 raise ValueError(f"presence holds {value}: expected finite numbers")
-        return cls(scale, bias, center)
+        return cls(scale, bias, center, threshold)
 
     def forward(
         self,
