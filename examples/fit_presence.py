@@ -5,8 +5,9 @@
 
 Each episode has two queries: one that shows the class, and one that does not. The center is the
 mean of the features of images that show a class of `--fit`. A logistic regression on the cosines of
-these classes gives scale and bias. The report is of the classes of `--test`, with one support and
-with all.
+these classes gives scale and bias. The threshold, below which answers are lowered, is the smallest
+that leaves a third of the area that is found where nothing of the class is shown. The report is of
+the classes of `--test`, with one support and with all.
 """
 
 import argparse
@@ -23,11 +24,14 @@ from tqdm import tqdm
 
 from hdmnet import HDMNet, Segmentation, load_mask
 from hdmnet.data import VOID, EpisodeSampler, LabelledImages, MaskFolders, PascalVOC
-from hdmnet.preprocess import resize_image
+from hdmnet.nn.presence import Presence
+from hdmnet.preprocess import IGNORE, resize_image
 
 logger = logging.getLogger(__name__)
 
 IMAGES = 300  # whose mean is the center
+LEFT = 1 / 3  # of the area found in queries without the class
+THRESHOLDS = np.linspace(0.05, 0.95, 91)
 
 
 class Answered(NamedTuple):
@@ -37,7 +41,14 @@ class Answered(NamedTuple):
     shown: bool
     """Whether the query shows the class."""
     answer: Segmentation
-    iou: float
+    """As it is, whatever its presence."""
+    target: Tensor
+    """(H, W): 1 = object, 0 = background, 255 = ignore."""
+
+    def iou(self, mask: Tensor) -> float:
+        """Compute the IoU of a mask."""
+        a, b = mask[self.target != IGNORE], self.target[self.target != IGNORE] == 1
+        return (a & b).sum().item() / max((a | b).sum().item(), 1)
 
 
 def mean_feature(model: HDMNet, source: LabelledImages, classes: list[int]) -> Tensor:
@@ -73,11 +84,10 @@ def answers(
         for used in dict.fromkeys((1, shots)):
             support_set = encoded[0].merge(*encoded[1:used])
             for shown, index in ((True, query), (False, int(rng.choice(without)))):
-                answer = model.predict(source.image(index), support_set)
-                truth = torch.from_numpy(source.label(index))
-                a, b = answer.mask[truth != VOID], truth[truth != VOID] == label
-                iou = (a & b).sum().item() / max((a | b).sum().item(), 1)
-                yield Answered(used, shown, answer, iou)
+                image, labels = source.image(index), torch.from_numpy(source.label(index))
+                answer = model.predict(image, support_set, presence_threshold=0)
+                target = (labels == label).byte().masked_fill(labels == VOID, IGNORE)
+                yield Answered(used, shown, answer, target)
 
 
 def fit_presence(
@@ -96,7 +106,28 @@ def fit_presence(
     results = list(answers(fitted, source, classes, **drawn))
     x = torch.tensor([r.answer.presence for r in results]).logit()
     scale, bias = logistic_regression(x, torch.tensor([float(r.shown) for r in results]))
-    return {"scale": round(scale, 3), "bias": round(bias, 3), "center": center}
+    presence = {"scale": round(scale, 3), "bias": round(bias, 3), "center": center}
+    absent = [
+        (r.answer.probability, (scale * logit + bias).sigmoid().item())
+        for r, logit in zip(results, x, strict=True)
+        if not r.shown
+    ]
+    return presence | {"threshold": fit_threshold(absent)}
+
+
+def fit_threshold(absent: list[tuple[Tensor, float]]) -> float:
+    """Find the smallest threshold that leaves a third of the area in queries without the class.
+
+    Args:
+        absent: Probabilities and presence of the answers.
+    """
+
+    def area(threshold: float) -> float:
+        rule = Presence(threshold=threshold)
+        return float(np.mean([(rule.lower(*answer) > 0.5).float().mean() for answer in absent]))
+
+    enough = [t for t in THRESHOLDS if area(t) <= LEFT * area(0.0)]
+    return round(float(enough[0] if enough else THRESHOLDS[-1]), 2)
 
 
 def logistic_regression(x: Tensor, y: Tensor) -> tuple[float, float]:
@@ -114,8 +145,8 @@ def logistic_regression(x: Tensor, y: Tensor) -> tuple[float, float]:
     return weight[0].item(), weight[1].item()
 
 
-def report(results: list[Answered], shots: int) -> str:
-    """Describe the answers with K = `shots` in a table: a row for each threshold."""
+def report(model: HDMNet, results: list[Answered], shots: int) -> str:
+    """Describe the answers with K = `shots`: a row for each threshold, and one for the model's."""
     shown = [r for r in results if r.shots == shots and r.shown]
     absent = [r for r in results if r.shots == shots and not r.shown]
     low, high = (torch.tensor([r.answer.presence for r in part]) for part in (absent, shown))
@@ -127,13 +158,21 @@ def report(results: list[Answered], shots: int) -> str:
         "|---|---|---|---|---|",
     ]
     for threshold in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6):
-        iou = np.mean([r.iou * (r.answer.presence >= threshold) for r in shown])
-        area = np.mean(
-            [r.answer.emptied_below(threshold).mask.float().mean().item() for r in absent]
-        )
         kept = [float((p >= threshold).float().mean()) for p in (high, low)]
-        lines.append(f"| {threshold} | {iou:.3f} | {kept[0]:.2f} | {kept[1]:.2f} | {area:.3f} |")
+        found = [r.answer.emptied_below(threshold).mask for r in (*shown, *absent)]
+        lines.append(row(str(threshold), shown, found, *kept))
+    found = [model.doubt(r.answer).mask for r in (*shown, *absent)]
+    lines.append(row(f"None: {model.presence.threshold}", shown, found, 1, 1))
     return "\n".join(lines)
+
+
+def row(
+    name: str, shown: list[Answered], masks: list[Tensor], kept: float, kept_absent: float
+) -> str:
+    """Format a row of the report. `masks` has those of `shown`, and then those of the others."""
+    iou = np.mean([r.iou(mask) for r, mask in zip(shown, masks, strict=False)])
+    area = np.mean([mask.float().mean().item() for mask in masks[len(shown) :]])
+    return f"| {name} | {iou:.3f} | {kept:.2f} | {kept_absent:.2f} | {area:.3f} |"
 
 
 def labels_of(names: str | None, source: LabelledImages) -> list[int]:
@@ -166,9 +205,9 @@ def main() -> None:
     fitted = with_options(model, presence=presence)
     tested = labels_of(args.test or args.fit, source)
     results = list(answers(fitted.fused(), source, tested, **drawn))
-    logger.info("scale %.2f, bias %.2f", presence["scale"], presence["bias"])
+    logger.info("%s", {name: value for name, value in presence.items() if name != "center"})
     for shots in dict.fromkeys((1, args.shots)):
-        logger.info("%s", report(results, shots))
+        logger.info("%s", report(fitted, results, shots))
     if args.out:
         fitted.save_pretrained(args.out)
 

@@ -13,6 +13,7 @@ from hdmnet.nn import _checks
 from hdmnet.nn.calibration import Calibration
 from hdmnet.nn.presence import Presence, object_probability
 from hdmnet.output import Features, HDMNetOutput, Matches, QueryFeatures
+from hdmnet.segmentation import Segmentation
 from hdmnet.supports import SupportSet
 
 
@@ -69,10 +70,10 @@ class HDMNetInference(FewShotModel):
             scores, presence = self.presence(described.prior[1], scores, f4, negatives)
             yield Matches(scores, presence, out.correlations, prior, self.priors, out.base)
 
-    @property
-    def presence_threshold(self) -> float:
-        """Smallest presence of an answer that keeps its mask: of the argument `presence`."""
-        return self.presence.threshold
+    def doubt(self, answer: Segmentation) -> Segmentation:
+        """Lower the probabilities of an answer whose presence is low: see `Presence.lower`."""
+        lowered = self.presence.lower(answer.probability, answer.presence)
+        return replace(answer, probability=lowered)
 
     def encode_negative(self, image: Tensor, mask: Tensor | None, supports: SupportSet) -> Tensor:
         """Sum the directions of what a mask shows, or else of what the model finds."""

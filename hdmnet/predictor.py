@@ -81,10 +81,9 @@ class Predictor(nn.Module, ABC):
         """
         return sets
 
-    @property
-    def presence_threshold(self) -> float:
-        """Smallest `presence` of an answer that keeps its mask; 0 without an override."""
-        return 0.0
+    def doubt(self, answer: Segmentation) -> Segmentation:
+        """Lower an answer whose presence is low. Without an override, it stays as it is."""
+        return answer
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -401,7 +400,8 @@ class Predictor(nn.Module, ABC):
                 queries for one class, or several classes for one query. More need more memory.
                 None: one query, with all its classes.
             presence_threshold: Smallest `presence` of an answer that keeps its mask, in [0, 1].
-                None: the model's own, see `FewShotModel.presence_threshold`. 0: keep every mask.
+                None: the model lowers the probabilities of answers with a low presence, if its
+                argument `presence` has a threshold. 0: every answer stays as it is.
                 Below it, the probabilities are 0 everywhere. docs/predict.md says what it costs.
             augment: Segments several versions of each query, and takes the mean: see `Augment`.
             tile: Side in pixels of square tiles. A larger query is cut into tiles that overlap, and
@@ -588,8 +588,8 @@ class Predictor(nn.Module, ABC):
         answer = Segmentation.from_scores(match.scores, image.shape[-2:], presence, evidence)
         if options.refine:
             answer = replace(answer, probability=refine_borders(answer.probability, image))
-        given = options.presence_threshold
-        return answer.emptied_below(self.presence_threshold if given is None else given)
+        threshold = options.presence_threshold
+        return self.doubt(answer) if threshold is None else answer.emptied_below(threshold)
 
     def _prepare(self, image: Tensor) -> Tensor:
         """(3, H, W) in [0, 1] → (3, image_size, image_size), normalised, on the model's device."""

@@ -58,15 +58,30 @@ def test_logistic_regression() -> None:
 def test_report() -> None:
     """AUROC of 3 pairs of which 2 are in order; a threshold empties what is below it."""
     script = runpy.run_path(str(EXAMPLES / "fit_presence.py"))
-    full = torch.ones(4, 4)
+    full = torch.full((4, 4), 0.9)
 
-    def answered(shown: bool, presence: float, iou: float) -> object:
-        return script["Answered"](1, shown, script["Segmentation"](full, presence), iou)
+    def answered(shown: bool, presence: float) -> object:
+        target = torch.zeros(4, 4)
+        target[:2], target[0, 0] = float(shown), 255
+        return script["Answered"](1, shown, script["Segmentation"](full, presence), target)
 
-    results = [answered(True, 0.9, 0.8), answered(False, 0.2, 0), answered(False, 0.95, 0)]
-    text = script["report"](results, 1)
+    results = [answered(True, 0.9), answered(False, 0.2), answered(False, 0.95)]
+    presence = {"scale": 1.0, "bias": 0.0, "center": [], "threshold": 0.93}
+    text = script["report"](make(presence=presence), results, 1)
     assert "AUROC 0.500" in text
-    assert "| 0.5 | 0.800 | 1.00 | 0.50 | 0.500 |" in text
+    assert "| 0.5 | 0.467 | 1.00 | 0.50 | 0.500 |" in text  # 7 of 15 pixels
+    assert "| None: 0.93 | 0.467 | 1.00 | 1.00 | 0.500 |" in text
+
+
+def test_fit_threshold() -> None:
+    """Of seven answers, five have to go: those with the presence 0.3 and 0.6."""
+    script = runpy.run_path(str(EXAMPLES / "fit_presence.py"))
+    p = torch.full((4, 4), 0.75)
+    absent = [(p, presence) for presence in (0.3, 0.3, 0.3, 0.6, 0.6, 0.9, 0.9)]
+    # odds(p) = 3, so an answer is gone if odds(presence) <= odds(threshold) / 3.
+    threshold = script["fit_threshold"](absent)
+    odds = threshold / (1 - threshold)
+    assert 0.6 / 0.4 <= odds / 3 <= 0.6 / 0.4 + 0.2
 
 
 def test_measure_negatives(

@@ -120,16 +120,21 @@ class TestThreshold:
     def test_of_the_model(self, model: HDMNet, support: tuple, tmp_path: Path) -> None:
         plain = model.predict(picture(), *support)
         presence = {"scale": 10.0, "bias": -5.0, "center": []}
-        for threshold, kept in ((plain.presence - 1e-3, True), (plain.presence + 1e-3, False)):
+        for threshold in (plain.presence - 1e-3, 0.99):
             strict = HDMNet(**(model.config | {"presence": presence | {"threshold": threshold}}))
             strict.load_state_dict(model.state_dict())
             strict.save_pretrained(tmp_path)
             strict = HDMNet.from_pretrained(tmp_path)
-            assert strict.presence_threshold == threshold
-            assert strict.predict(picture(), *support).mask.any() == kept
-            assert strict.predict(picture(), *support, presence_threshold=0).mask.any()
+            answer = strict.predict(picture(), *support)
+            assert answer.presence == plain.presence
+            # Odds as a plain formulation: what is missing in presence is taken from each pixel.
+            odds = [p / (1 - p) for p in (plain.probability, answer.probability)]
+            missing = plain.presence / (1 - plain.presence) / (threshold / (1 - threshold))
+            torch.testing.assert_close(odds[1], odds[0] * min(1, missing), rtol=1e-4, atol=1e-6)
+            kept = strict.predict(picture(), *support, presence_threshold=0)
+            assert torch.equal(kept.probability, plain.probability)
             (again,) = strict.predict_iter([picture()], *support)
-            assert again.mask.any() == kept
+            assert torch.equal(again.probability, answer.probability)
 
     @pytest.mark.parametrize(
         ("presence", "error", "message"),

@@ -136,7 +136,7 @@ def main() -> None:
     labels = [source.classes.index(name) + 1 for name in sorted(VALIDATION["VOC2012"])]
     presence = fit_presence(model, source, labels, shots=SHOTS, episodes=150, seed=0)
     with_options(model, presence=presence).save_pretrained(args.out)
-    logger.info("presence: scale %.3f, bias %.3f", presence["scale"], presence["bias"])
+    logger.info("presence: %s", {k: v for k, v in presence.items() if k != "center"})
     halve(args.out)
 
 

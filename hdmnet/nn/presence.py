@@ -42,8 +42,7 @@ class Presence(nn.Module):
         scale: The slope a.
         bias: The bias b.
         center: The mean μ of the features over many images. Empty: 0.
-        threshold: Smallest presence of an answer that keeps its mask, unless `predict` is given
-            another one.
+        threshold: The presence τ below which `lower` lowers an answer. 0: never.
 
     Source: this project. `examples/fit_presence.py` fits a, b and μ.
     """
@@ -138,6 +137,20 @@ class Presence(nn.Module):
         b, f = scores.unbind(dim=1)
         # b only grows and f only shrinks: no probability rises, also after the scores are resized.
         return torch.stack([b.clamp(min=0).where(moved > 0, b) + moved, f - moved], dim=1), presence
+
+    def lower(self, probability: Tensor, presence: float) -> Tensor:
+        """Lower the probabilities of an answer whose presence is below τ.
+
+        odds(p') = odds(p) · min(1, odds(presence) / odds(τ)), with odds(x) = x / (1 - x)
+
+        Args:
+            probability: Probabilities p, of any shape.
+            presence: In [0, 1].
+        """
+        if presence >= self.threshold:
+            return probability
+        factor = presence * (1 - self.threshold) / (self.threshold * (1 - presence))
+        return probability * factor / (1 - probability * (1 - factor))
 
     def mean(self, like: Tensor) -> Tensor:
         """Return μ (C,) for features (..., C), with their type and device."""
