@@ -5,9 +5,8 @@
 
 Each episode has two queries: one that shows the class, and one that does not. The center is the
 mean of the features of images that show a class of `--fit`. A logistic regression on the cosines of
-these classes gives scale and bias. The threshold, below which answers are lowered, is the smallest
-that leaves a third of the area that is found where nothing of the class is shown. The report is of
-the classes of `--test`, with one support and with all.
+these classes gives scale and bias. Answers with a presence below one half are lowered. The report
+is of the classes of `--test`, with one support and with all.
 """
 
 import argparse
@@ -24,14 +23,12 @@ from tqdm import tqdm
 
 from hdmnet import HDMNet, Segmentation, load_mask
 from hdmnet.data import VOID, EpisodeSampler, LabelledImages, MaskFolders, PascalVOC
-from hdmnet.nn.presence import Presence
 from hdmnet.preprocess import IGNORE, resize_image
 
 logger = logging.getLogger(__name__)
 
 IMAGES = 300  # whose mean is the center
-LEFT = 1 / 3  # of the area found in queries without the class
-THRESHOLDS = np.linspace(0.05, 0.95, 91)
+THRESHOLD = 0.5  # below which the model lowers its answers
 
 
 class Answered(NamedTuple):
@@ -102,32 +99,13 @@ def fit_presence(
     else:
         center = [round(x, 3) for x in mean_feature(model.fused(), source, classes).tolist()]
     unfitted = {"scale": 1.0, "bias": 0.0, "center": center}
-    fitted = with_options(model, presence=unfitted).fused()
-    results = list(answers(fitted, source, classes, **drawn))
+    results = list(
+        answers(with_options(model, presence=unfitted).fused(), source, classes, **drawn)
+    )
     x = torch.tensor([r.answer.presence for r in results]).logit()
     scale, bias = logistic_regression(x, torch.tensor([float(r.shown) for r in results]))
-    presence = {"scale": round(scale, 3), "bias": round(bias, 3), "center": center}
-    absent = [
-        (r.answer.probability, (scale * logit + bias).sigmoid().item())
-        for r, logit in zip(results, x, strict=True)
-        if not r.shown
-    ]
-    return presence | {"threshold": fit_threshold(absent)}
-
-
-def fit_threshold(absent: list[tuple[Tensor, float]]) -> float:
-    """Find the smallest threshold that leaves a third of the area in queries without the class.
-
-    Args:
-        absent: Probabilities and presence of the answers.
-    """
-
-    def area(threshold: float) -> float:
-        rule = Presence(threshold=threshold)
-        return float(np.mean([(rule.lower(*answer) > 0.5).float().mean() for answer in absent]))
-
-    enough = [t for t in THRESHOLDS if area(t) <= LEFT * area(0.0)]
-    return round(float(enough[0] if enough else THRESHOLDS[-1]), 2)
+    fitted = {"scale": round(scale, 3), "bias": round(bias, 3), "center": center}
+    return fitted | {"threshold": THRESHOLD}
 
 
 def logistic_regression(x: Tensor, y: Tensor) -> tuple[float, float]:

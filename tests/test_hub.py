@@ -214,13 +214,23 @@ class TestModelCard:
 
 class TestBundled:
     def test_listed(self) -> None:
-        (info,) = list_pretrained()
-        assert info.name == "hdmnet-lite0"
-        assert (info.path / "model.safetensors").stat().st_size <= 16_000_000
-        config = json.loads((info.path / "config.json").read_text())
-        assert config["backbone"] == info.backbone == "tf_efficientnet_lite0"
-        assert config["image_size"] == info.image_size
-        assert config["base_classes"] == 0
+        assert [info.name for info in list_pretrained()] == ["hdmnet-lite0", "hdmnet-lite0@1"]
+        assert sum((i.path / "model.safetensors").stat().st_size for i in list_pretrained()) < 45e6
+        for info in list_pretrained():
+            config = json.loads((info.path / "config.json").read_text())
+            assert config["backbone"] == info.backbone == "tf_efficientnet_lite0"
+            assert config["image_size"] == info.image_size
+            assert config["base_classes"] == 0
+            assert info.name in (info.path / "README.md").read_text(encoding="utf-8")
+
+    def test_version_1_is_the_model_that_it_was(self) -> None:
+        """The numbers were written down when this was the only bundled model."""
+        model = HDMNet.from_pretrained("hdmnet-lite0@1")
+        data = Path(__file__).parents[1] / "examples" / "data" / "fish"
+        p = model.predict(
+            data / "query_1.jpg", data / "support_1.jpg", data / "support_1.png"
+        ).probability
+        assert p.mean().item() == pytest.approx(0.33696, abs=1e-4)
 
     def test_files_match_the_list(self) -> None:
         for info in list_pretrained():

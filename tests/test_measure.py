@@ -73,17 +73,6 @@ def test_report() -> None:
     assert "| None: 0.93 | 0.467 | 1.00 | 1.00 | 0.500 |" in text
 
 
-def test_fit_threshold() -> None:
-    """Of seven answers, five have to go: those with the presence 0.3 and 0.6."""
-    script = runpy.run_path(str(EXAMPLES / "fit_presence.py"))
-    p = torch.full((4, 4), 0.75)
-    absent = [(p, presence) for presence in (0.3, 0.3, 0.3, 0.6, 0.6, 0.9, 0.9)]
-    # odds(p) = 3, so an answer is gone if odds(presence) <= odds(threshold) / 3.
-    threshold = script["fit_threshold"](absent)
-    odds = threshold / (1 - threshold)
-    assert 0.6 / 0.4 <= odds / 3 <= 0.6 / 0.4 + 0.2
-
-
 def test_measure_negatives(
     root: Path,
     tmp_path: Path,

@@ -16,6 +16,7 @@ PAGES = (
     "docs/evaluation.md",
     "docs/fine-tuning.md",
 )
+CARDS = [str(card.relative_to(ROOT)) for card in ROOT.glob("hdmnet/weights/*/README.md")]
 
 
 def snippets(page: str) -> list[str]:
@@ -42,7 +43,7 @@ def test_snippet_runs(
     exec(compile(snippets(page)[number], f"snippet {number} of {page}", "exec"), {})
 
 
-@pytest.mark.parametrize("page", ["README.md", "hdmnet/weights/README.md"])
+@pytest.mark.parametrize("page", ["README.md", *CARDS])
 def test_no_placeholder_is_left(page: str) -> None:
     assert not re.search(r"@[A-Z]+@|TODO|TBD", (ROOT / page).read_text(encoding="utf-8"))
 

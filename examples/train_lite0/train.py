@@ -51,20 +51,20 @@ class Settings:
     """What a run can change: `--set name=value`."""
 
     backbone: str = "lite0"
-    init: str = ""  # start from these weights: a name or folder for `from_pretrained`
-    steps: int = 4000
+    init: str = "hdmnet-lite0@1"  # weights to start from, as for `from_pretrained`; or nothing
+    steps: int = 2800
     seed: int = 0
-    learning_rate: float = 5e-4
+    learning_rate: float = 3e-4
     head_multiplier: float = 2.0
-    real: float = 0.6  # share of the episodes that show real photographs
+    real: float = 0.55  # share of the episodes that show real photographs
     same: float = 0.25  # share of the episodes with one object, or photograph
     own: float = 0.25  # share of the one-shot episodes that segment the support itself
-    absent: float = 0.12  # share of the queries that do not show the class
+    absent: float = 0.1  # share of the queries that do not show the class
     distillation: float = 1.0  # weight of this loss
-    dice: float = 0.0  # weight of the Dice loss
-    average: float = 0.999  # decay of the moving average of the weights
+    dice: float = 1.0  # weight of the Dice loss
+    average: float = 0.998  # decay of the moving average of the weights
     free_norms: float = 0.35  # share of the steps in which the head's BatchNorms learn statistics
-    contrast: int = 0  # 1: the model compares a class with its rivals
+    contrast: int = 1  # the model compares a class with its rivals; 0: it does not
     stages: int = 3
     matching: str = "cosine"  # or "dot", "prototype": see variants.py
     prior: int = 1  # 0: without the prior
@@ -294,7 +294,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="data folder with the features of cache.py")
     parser.add_argument("run", type=Path, help="folder for the model, its log and its state")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings")
-    parser.add_argument("--every", type=int, default=500, help="steps between validations")
+    parser.add_argument("--every", type=int, default=700, help="steps between validations")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
