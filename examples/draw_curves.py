@@ -49,7 +49,7 @@ def main() -> None:
         axes[0].plot(
             *zip(*read_curve(args.runs / name), strict=True), "o-", color=color, label=title
         )
-    axes[0].set(title="hdmnet-lite0, 20 photographs", ylabel="mIoU of held-out car parts")
+    axes[0].set(title="hdmnet-lite0, fine-tuned", ylabel="mIoU of held-out kinds")
     axes[0].legend(frameon=False, fontsize=8)
     for axis, (name, (title, label)) in zip(axes[1:4], OTHERS.items(), strict=True):
         axis.plot(*zip(*read_curve(args.runs / name), strict=True), "o-", color=RED)

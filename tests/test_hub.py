@@ -161,7 +161,7 @@ def test_an_unknown_name_asks_no_hub(
     with pytest.raises(ValueError, match="is not a bundled model") as caught:
         HDMNet.from_pretrained(name)
     assert str(caught.value) == (
-        f"{name!r} is not a bundled model (hdmnet-lite0), a folder or a repository "
+        f"{name!r} is not a bundled model (hdmnet-lite0, hdmnet-lite0@1), a folder or a repository "
         f'"user/name" of the Hub{hint}'
     )
 
