@@ -129,7 +129,7 @@ def test_one_graph_of_a_class(fish: Path, size: tuple[int, int] | None) -> None:
     model = HDMNet.from_pretrained("hdmnet-lite0")
     image = Image.open(QUERY)
     image = image if size is None else image.resize(size)
-    expected = model.predict(image, SUPPORT, MASK).probability
+    expected = model.predict(image, SUPPORT, MASK, presence_threshold=0).probability
     torch.testing.assert_close(segment(fish, image), expected, rtol=0, atol=1e-4)
 
 
@@ -150,7 +150,8 @@ def test_one_graph_with_a_base_learner(tmp_path: Path) -> None:
 def test_int8_of_one_graph(fish: Path, tmp_path: Path) -> None:
     photographs = sorted(DATA.glob("*/*.jpg"))
     (path,) = quantize(fish.parent, tmp_path, photographs[::2])
-    assert path.stat().st_size < 0.4 * fish.stat().st_size
+    # The support's features stay in float32, and grow with the size of the images.
+    assert path.stat().st_size < 0.42 * fish.stat().st_size
     ours, theirs = ([segment(x, y) > 0.5 for y in photographs[1::2]] for x in (fish, path))
     same = [(a == b).float().mean().item() for a, b in zip(ours, theirs, strict=True)]
     assert 0.97 < np.mean(same) < 1
@@ -169,7 +170,8 @@ def test_example_needs_no_torch(fish: Path, tmp_path: Path) -> None:
     assert subprocess.run(
         [python, "-c", "import torch"], check=False, capture_output=True
     ).returncode
-    expected = HDMNet.from_pretrained("hdmnet-lite0").predict(QUERY, SUPPORT, MASK).mask.numpy()
+    model = HDMNet.from_pretrained("hdmnet-lite0")
+    expected = model.predict(QUERY, SUPPORT, MASK, presence_threshold=0).mask.numpy()
     assert (mask == expected).mean() > 0.9999
 
 
