@@ -64,23 +64,19 @@ def main() -> None:
     for query, pair in tqdm(scenes, "scenes"):
         truth = torch.from_numpy(source.label(query)).long()
         image = source.image(query)
-        supports = {}
+        encoded = {}
         for name in pair:
             apart = [i for i in showing(name) if i not in scenes_of[pair]]
-            supports[name] = [int(i) for i in rng.choice(apart, max(args.shots), replace=False)]
-        for k in args.shots:
-            sets = {
-                name: model.encode_supports(
-                    [source.image(i) for i in chosen[:k]],
-                    [
-                        load_mask(source.label(i), label=label_of[name], ignore=VOID)
-                        for i in chosen[:k]
-                    ],
+            encoded[name] = [
+                model.encode_supports(
+                    source.image(i), load_mask(source.label(i), label=label_of[name], ignore=VOID)
                 )
-                for name, chosen in supports.items()
-            }
-            each = torch.stack([model.predict(image, s).probability for s in sets.values()])
-            best, index = each.max(dim=0)
+                for i in map(int, rng.choice(apart, max(args.shots), replace=False))
+            ]
+        for k in args.shots:
+            sets = {name: each[0].merge(*each[1:k]) for name, each in encoded.items()}
+            alone = torch.stack([model.predict(image, s).probability for s in sets.values()])
+            best, index = alone.max(dim=0)
             answers = {
                 "separate calls": (index + 1) * (best > 0.5),
                 "one call": model.predict(image, sets).labels,

@@ -12,6 +12,8 @@ from conftest import make
 from PIL import Image
 from test_predict import picture
 
+from hdmnet import MatchingAttention
+
 RECIPE = Path(__file__).parents[1] / "examples" / "train_lite0"
 
 
@@ -319,18 +321,25 @@ class TestEpisodes:
         assert len(batch.categories) == 3
 
 
+def attend(
+    attention: MatchingAttention,
+) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """Match a random query with two shots; also return q, and k and v of the object positions."""
+    query, support = torch.randn(1, 8, 3, 4), torch.randn(1, 2, 8, 3, 3)
+    mask = (torch.rand(1, 2, 3, 3) > 0.4).float()
+    tokens = support.permute(0, 1, 3, 4, 2).reshape(18, 8)[mask.flatten() == 1]
+    q = attention.query(query[0].flatten(1).T)
+    projected = [q, attention.key(tokens), attention.value(tokens)]
+    return *attention(query, support, mask), projected
+
+
 @pytest.mark.usefixtures("recipe")
 class TestVariants:
     def test_dot_product_attention(self) -> None:
         from variants import DotProductAttention
 
         attention = DotProductAttention(8, heads=2, dropout=0.0).eval()
-        query, support = torch.randn(1, 8, 3, 4), torch.randn(1, 2, 8, 3, 3)
-        mask = (torch.rand(1, 2, 3, 3) > 0.4).float()
-        out, correlation = attention(query, support, mask)
-        tokens = support.permute(0, 1, 3, 4, 2).reshape(18, 8)[mask.flatten() == 1]
-        q = attention.query(query[0].flatten(1).T)
-        k, v = attention.key(tokens), attention.value(tokens)
+        out, correlation, (q, k, v) = attend(attention)
         heads = []
         for part in (slice(0, 4), slice(4, 8)):
             similarity = q[:, part] @ k[:, part].T / 2
@@ -344,12 +353,7 @@ class TestVariants:
         from variants import PrototypeAttention
 
         attention = PrototypeAttention(8, heads=2, dropout=0.0).eval()
-        query, support = torch.randn(1, 8, 3, 4), torch.randn(1, 2, 8, 3, 3)
-        mask = (torch.rand(1, 2, 3, 3) > 0.4).float()
-        out, correlation = attention(query, support, mask)
-        tokens = support.permute(0, 1, 3, 4, 2).reshape(18, 8)[mask.flatten() == 1]
-        q = attention.query(query[0].flatten(1).T)
-        k, v = attention.key(tokens), attention.value(tokens)
+        out, correlation, (q, k, v) = attend(attention)
         heads, maps = [], []
         for part in (slice(0, 4), slice(4, 8)):
             unit = torch.nn.functional.normalize(k[:, part], dim=-1)
