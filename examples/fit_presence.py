@@ -98,14 +98,17 @@ def fit_presence(
         center = list(model.presence.center)
     else:
         center = [round(x, 3) for x in mean_feature(model.fused(), source, classes).tolist()]
-    unfitted = {"scale": 1.0, "bias": 0.0, "center": center}
+    # What it compares is not fitted.
+    given = model.config["presence"] or {}
+    kept = {"center": center} | {k: v for k, v in given.items() if k == "evidence"}
+    unfitted = {"scale": 1.0, "bias": 0.0} | kept
     results = list(
         answers(with_options(model, presence=unfitted).fused(), source, classes, **drawn)
     )
     x = torch.tensor([r.answer.presence for r in results]).logit()
     scale, bias = logistic_regression(x, torch.tensor([float(r.shown) for r in results]))
-    fitted = {"scale": round(scale, 3), "bias": round(bias, 3), "center": center}
-    return fitted | {"threshold": THRESHOLD}
+    fitted = {"scale": round(scale, 3), "bias": round(bias, 3), "threshold": THRESHOLD}
+    return fitted | kept
 
 
 def logistic_regression(x: Tensor, y: Tensor) -> tuple[float, float]:

@@ -41,7 +41,7 @@ class SupportSet:
     fingerprint: str | None = None
     """`fingerprint()` of the model. None in the result of `encode`."""
     negatives: Tensor | None = None
-    """(B, M, C) directions of things that are not the class, see `Presence`. None: there are none.
+    """(B, M, C) what describes things that are not the class, see `Presence`. None: there are none.
     """
     rivals: Tensor | None = None
     """(B, M, C) mean features of the other classes of a call, see `contrast_prior`. Never saved."""

@@ -10,7 +10,7 @@ from conftest import assert_same, make
 from test_predict import picture
 
 from hdmnet import Box, FewShotModel, HDMNet, Segmentation, SupportSet, box_mask
-from hdmnet.nn.presence import Presence, object_probability
+from hdmnet.nn.presence import ClassEvidence, Presence, object_probability
 from hdmnet.nn.priors import foreground_features
 
 
@@ -87,6 +87,11 @@ class TestPresence:
             ({"scale": "x", "bias": 0.0, "center": []}, "must be a number"),
             ({"scale": 1.0, "bias": float("nan"), "center": []}, "expected finite numbers"),
             ({"scale": 1.0, "bias": 0.0, "center": [1.0]}, "has 1 entries: expected 512"),
+            (
+                {"scale": 1.0, "bias": 0.0, "center": [], "evidence": [8]},
+                "expected .hidden, classe",
+            ),
+            ({"scale": 1.0, "bias": 0.0, "center": [], "evidence": 8}, "must be a sequence of int"),
         ],
     )
     def test_wrong_arguments(self, config: object, message: str) -> None:
@@ -100,6 +105,79 @@ class TestPresence:
         again = HDMNet.from_pretrained(tmp_path)
         assert again.presence.center == (0.5,) * 512
         assert again.fingerprint() == plain.fingerprint()
+
+
+class TestEvidence:
+    """Presence by the evidence of a classifier, position by position."""
+
+    @pytest.fixture
+    def evidence(self) -> ClassEvidence:
+        evidence = ClassEvidence(8, 12, 5)
+        evidence.load_state_dict(
+            {name: 3 * torch.randn_like(x) for name, x in evidence.state_dict().items()}
+        )
+        return evidence
+
+    @staticmethod
+    def expected(evidence: ClassEvidence, x: list, weight: list) -> torch.Tensor:
+        """e of features and weights."""
+        hidden = torch.zeros(len(evidence.hidden_bias))
+        for features, w in zip(x, weight, strict=True):
+            value = evidence.hidden_weight @ features + evidence.hidden_bias
+            hidden += w / sum(weight) * value.clamp(min=0).clamp(max=6)
+        return (evidence.class_weight @ hidden + evidence.class_bias).clamp(min=0) ** 2
+
+    def test_formula(self, evidence: ClassEvidence) -> None:
+        presence = Presence(3.0, -0.5, evidence=evidence)
+        q, s = torch.randn(1, 8, 4, 6), torch.randn(1, 2, 8, 5, 6)
+        m = (torch.rand(1, 2, 5, 6) > 0.6).float()
+        m[0, 1, :3] = 0  # the second object is smaller, but weighs as much
+        scores, given = torch.rand(2, 2, 4, 6), foreground_features(s, m)
+        p = object_probability(scores)
+        shown = torch.zeros(12)
+        for unit, norm in zip(given.unit[0], given.norm[0], strict=True):
+            taken = [n * u for u, n in zip(unit, norm, strict=True)][::4]
+            taken = [x for x in taken if x.norm() > 0]
+            assert taken
+            for x in taken:
+                value = evidence.hidden_weight @ x + evidence.hidden_bias
+                shown += value.clamp(0, 6) / len(taken) / 2
+        shown = (evidence.class_weight @ shown + evidence.class_bias).clamp(min=0) ** 2
+        assert_same(presence.shown(given)[0], shown)
+        result = presence(q, scores, [given, given], [None, None])[1]
+        for i in range(2):
+            x, weight = [], []
+            for top in (0, 2):
+                for left in (0, 2, 4):
+                    x.append(q[0, :, top : top + 2, left : left + 2].mean(dim=(1, 2)))
+                    weight.append(p[i, top : top + 2, left : left + 2].mean() ** 2)
+            found = self.expected(evidence, x, weight)
+            cosine = F.cosine_similarity(found, shown, dim=0)
+            assert_same(result[i], (3 * cosine - 0.5).sigmoid())
+
+    def test_in_a_model(self, support: tuple, tmp_path: Path) -> None:
+        config = {"scale": 4.0, "bias": -1.0, "center": [], "evidence": [16, 7]}
+        model = make(presence=config).eval()
+        for buffer in model.presence.evidence.buffers():
+            buffer.normal_()
+        answer = model.predict(picture(), *support)
+        assert 0 < answer.presence < 1
+        other = model.predict(picture(), *support, negatives=[picture()])
+        assert other.presence < answer.presence
+        assert (other.probability <= answer.probability + 1e-6).all()
+        model.save_pretrained(tmp_path)
+        again = HDMNet.from_pretrained(tmp_path)
+        assert again.predict(picture(), *support).presence == answer.presence
+        assert model.fused().predict(picture(), *support).presence == pytest.approx(
+            answer.presence, abs=1e-4
+        )
+
+    def test_a_tiny_object_counts(self, evidence: ClassEvidence) -> None:
+        presence = Presence(evidence=evidence)
+        s, m = torch.randn(1, 1, 8, 9, 9), torch.zeros(1, 1, 9, 9)
+        m[0, 0, 7, 2] = 1
+        expected = self.expected(evidence, [s[0, 0, :, 7, 2]], [1.0])
+        assert_same(presence.shown(foreground_features(s, m))[0], expected)
 
 
 class TestThreshold:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from conftest import make
 from PIL import Image
@@ -462,3 +463,26 @@ class TestScores:
         last = (tmp_path / "ablations.md").read_text().splitlines()[-1]
         assert last.startswith("| without it | 0.360 | 0.450 |")
         assert "| 0.150 ± 0.635 |" in last
+
+
+@pytest.mark.usefixtures("recipe")
+def test_evidence_is_that_of_the_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    import features
+
+    full = timm.create_model("tf_efficientnet_lite0").eval()
+    for tensor in (full.bn2.weight, full.bn2.bias, full.bn2.running_mean, full.classifier.bias):
+        torch.nn.init.normal_(tensor)
+    names = {"conv_head": "_conv_head", "bn2": "_bn1", "classifier": "_fc"}
+    packaged = {
+        f"{names[module]}.{key.rsplit('.', 1)[1]}": value.detach()
+        for key, value in full.state_dict().items()
+        if (module := key.rsplit(".", 1)[0]) in names
+    }
+    monkeypatch.setattr(features, "read_packaged", lambda _: packaged)
+    evidence = features.class_evidence("lite0")
+    assert evidence.units == (1280, 1000)
+    f4 = 3 * torch.randn(2, 320, 5, 6)
+    with torch.no_grad():
+        logits = full.forward_head(full.bn2(full.conv_head(f4)))  # bn2 holds the ReLU6
+    found = evidence(f4.flatten(2).mT, torch.ones(2, 1, 30))[:, 0]
+    torch.testing.assert_close(found, logits.clamp(min=0) ** 2, rtol=1e-3, atol=1e-4)

@@ -4,7 +4,8 @@
 
 Input size and decision threshold t have the best class mIoU, the mean over the validation sets of
 CHOSEN_ON and over one and five shots. The temperature T then minimises the cross-entropy of the
-pixels. Presence is fitted as in `examples/fit_presence.py`.
+pixels. Presence compares by the classifier of the backbone, and is fitted as in
+`examples/fit_presence.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from features import BACKBONES, class_evidence
 from held_out import SHOTS, ComposedEpisodes, Episode, IoU, PhotoEpisodes
 from photos import VALIDATION
 from safetensors.torch import load_file, save
@@ -105,6 +107,7 @@ def main() -> None:
     parser.add_argument("photos", type=Path, help="folder that photographs.py wrote")
     parser.add_argument("run", type=Path, help="folder that train.py wrote")
     parser.add_argument("out", type=Path, help="folder for config.json and the weights")
+    parser.add_argument("--backbone", default="lite0", choices=BACKBONES)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
@@ -132,13 +135,24 @@ def main() -> None:
     }.items():
         logger.info("expected calibration error with %s: %.4f", name, sweep.error(calibration))
 
-    model = with_options(trained, image_size=size, calibration=fitted)
+    model = with_evidence(with_options(trained, image_size=size, calibration=fitted), args.backbone)
     source = PascalVOC(args.photos / "VOC2012", "trainaug")
     labels = [source.classes.index(name) + 1 for name in sorted(VALIDATION["VOC2012"])]
     presence = fit_presence(model, source, labels, shots=SHOTS, episodes=150, seed=0)
     with_options(model, presence=presence).save_pretrained(args.out)
     logger.info("presence: %s", {k: v for k, v in presence.items() if k != "center"})
     halve(args.out)
+
+
+def with_evidence(model: HDMNet, backbone: str) -> HDMNet:
+    """Let presence compare by the classifier of the backbone."""
+    evidence = class_evidence(backbone)
+    given = model.config["presence"] or {"scale": 1.0, "bias": 0.0, "center": []}
+    presence = given | {"evidence": list(evidence.units)}
+    changed = HDMNet(**(model.config | {"presence": presence})).eval()
+    own = {f"presence.evidence.{name}": x for name, x in evidence.state_dict().items()}
+    changed.load_state_dict(model.state_dict() | own)
+    return changed
 
 
 def halve(folder: Path) -> None:

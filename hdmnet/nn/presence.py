@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from hdmnet.nn._checks import check_probabilities, check_shapes, check_type
+from hdmnet.nn._checks import check_integers, check_probabilities, check_shapes, check_type
 from hdmnet.nn._precision import no_autocast, upcast
 from hdmnet.nn.priors import PriorFeatures
 
@@ -17,8 +17,55 @@ NEGATIVE_SCALE = 10.0
 """Logits that a difference of 1 between two cosines takes away."""
 TINY = 1e-12
 """Guard of a division by a norm."""
+POOLED, STEP = 2, 4
+"""Side of the squares of query positions, and step between object positions, of `ClassEvidence`."""
 SURE = 1e-3
 """A probability of exactly 1 has no logit: it counts as 1 - SURE."""
+
+
+class ClassEvidence(nn.Module):
+    """Say how much features look like each class of a classifier, of ImageNet for example.
+
+    e = max(0, W_2 v + b_2)²
+    v = Σ_i w_i min(6, max(0, W_1 x_i + b_1)) / Σ_i w_i, over the positions i
+
+    Two objects of a class that the classifier does not know still resemble the same known classes.
+    That tells classes apart better than the features x, which differ from pose to pose.
+
+    Its weights are buffers: training does not change them. They are 0 until they are loaded.
+
+    Args:
+        channels: Channels C of the features.
+        hidden: Number of hidden units.
+        classes: Number N of classes.
+
+    Source: this project. The layers are those of EfficientNet-Lite after its last block, with its
+    BatchNorm folded into W_1 and b_1.
+    """
+
+    def __init__(self, channels: int, hidden: int, classes: int) -> None:
+        super().__init__()
+        self.hidden_weight: Tensor
+        self.hidden_bias: Tensor
+        self.class_weight: Tensor
+        self.class_bias: Tensor
+        self.register_buffer("hidden_weight", torch.zeros(hidden, channels))
+        self.register_buffer("hidden_bias", torch.zeros(hidden))
+        self.register_buffer("class_weight", torch.zeros(classes, hidden))
+        self.register_buffer("class_bias", torch.zeros(classes))
+
+    @property
+    def units(self) -> tuple[int, int]:
+        """Numbers of hidden units and of classes."""
+        return self.hidden_weight.shape[0], self.class_weight.shape[0]
+
+    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Compute the evidence (B, n, N) of features x (B, P, C) with weights w (B, n, P) ≥ 0."""
+        w1, b1, w2, b2 = (b.to(x.dtype) for b in self.buffers())
+        with no_autocast(x):
+            hidden = F.linear(x, w1, b1).clamp(0, 6)
+            total = weight.sum(dim=-1, keepdim=True).clamp(min=TINY)
+            return F.linear(weight @ hidden / total, w2, b2).clamp(min=0) ** 2
 
 
 class Presence(nn.Module):
@@ -29,7 +76,9 @@ class Presence(nn.Module):
     d = Σ_kj u(s_kj − μ), over the object positions j of all shots k
     u(x) = x / |x|
 
-    The square counts sure positions more than a large unsure area.
+    The square counts sure positions more than a large unsure area. With a `ClassEvidence`, f is its
+    evidence of the query with the weights p², and d that of the object, where each shot weighs the
+    same. To save time, it sees means of 2 × 2 query positions, and every fourth object position.
 
     Negatives n are things that are not the class, with directions d_n. They lower the cosine, and
     the probability of every pixel, where a query resembles one of them more than the class:
@@ -43,6 +92,7 @@ class Presence(nn.Module):
         bias: The bias b.
         center: The mean μ of the features over many images. Empty: 0.
         threshold: The presence τ below which `lower` lowers an answer. 0: never.
+        evidence: What f and d are made of. None: the directions u.
 
     Source: this project. `examples/fit_presence.py` fits a, b and μ.
     """
@@ -53,6 +103,7 @@ class Presence(nn.Module):
         bias: float = -5.0,
         center: Sequence[float] = (),
         threshold: float = 0.0,
+        evidence: ClassEvidence | None = None,
     ) -> None:
         super().__init__()
         self.scale = scale
@@ -60,14 +111,16 @@ class Presence(nn.Module):
         self.threshold = threshold
         # No buffer: that would change the model's fingerprint, but it changes no encoded support.
         self.center = tuple(center)
+        self.evidence = evidence
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | None, channels: int) -> Self:
         """Make the module of a constructor argument of the network.
 
         Args:
-            config: A dict of `scale`, `bias`, `center` and, unless it is 0, `threshold`. None: the
-                defaults, which fit no network in particular.
+            config: A dict of `scale`, `bias`, `center` and, if there is one, `threshold`, and
+                `evidence`: the numbers of hidden units and of classes of a `ClassEvidence`. None:
+                the defaults, which fit no network in particular.
             channels: Channels of the features.
 
         Raises:
@@ -78,10 +131,11 @@ class Presence(nn.Module):
         if config is None:
             return cls()
         check_type("presence", config, Mapping, "a dict of scale, bias and center")
-        if config.keys() | {"threshold"} != {"scale", "bias", "center", "threshold"}:
+        optional = {"threshold", "evidence"}
+        if config.keys() | optional != {"scale", "bias", "center"} | optional:
             raise ValueError(
                 f"presence has the keys {sorted(config)}: expected scale, bias, center and, if you "
-                "like, threshold"
+                "like, threshold and evidence"
             )
         scale, bias, center = config["scale"], config["bias"], config["center"]
         threshold = config.get("threshold", 0.0)
@@ -96,7 +150,13 @@ class Presence(nn.Module):
             check_type("each value of presence", value, (int, float), "a number")
             if not math.isfinite(value):
                 raise ValueError(f"presence holds {value}: expected finite numbers")
-        return cls(scale, bias, center, threshold)
+        evidence = None
+        if (units := config.get("evidence")) is not None:
+            check_integers("presence['evidence']", units, 1, 2**16, longest=2)
+            if len(units) != 2:
+                raise ValueError(f"presence['evidence'] is {units}: expected [hidden, classes]")
+            evidence = ClassEvidence(channels, *units)
+        return cls(scale, bias, center, threshold, evidence)
 
     def forward(
         self,
@@ -113,8 +173,8 @@ class Presence(nn.Module):
                 each query.
             supports: Features s from `foreground_features`: of n classes, each of one episode; or
                 of one set of B · n episodes, or of a divisor of B.
-            negatives: Directions d_n of M things that are not the class, (episodes, M, C), for each
-                of the supports.
+            negatives: Descriptions d_n, (episodes, M, C), of M things that are not the class, for
+                each of the supports.
 
         Returns:
             The scores, and the presence (B · n,) in [0, 1].
@@ -158,23 +218,34 @@ class Presence(nn.Module):
         return torch.tensor(center, dtype=like.dtype, device=like.device)
 
     def found(self, query: Tensor, probability: Tensor) -> Tensor:
-        """Sum the directions of what was found in queries.
+        """Describe what was found in queries.
 
         Args:
             query: (B, C, h, w) features q.
             probability: (B, n, H, W) probabilities p of n classes, at any resolution.
 
         Returns:
-            (B, n, C) sums f.
+            (B, n, C) sums f of directions, or evidence (B, n, N).
         """
+        if self.evidence is not None:
+            query = F.avg_pool2d(query, POOLED, ceil_mode=True)
         q = rearrange(upcast(query), "b c h w -> b (h w) c")
         p = F.interpolate(upcast(probability), query.shape[-2:], mode="area").flatten(2)
-        return self._sum_directions(q, q.norm(dim=-1), p.to(q.dtype) ** 2)
+        weight = p.to(q.dtype) ** 2
+        if self.evidence is not None:
+            return self.evidence(q, weight)
+        return self._sum_directions(q, q.norm(dim=-1), weight)
 
     def shown(self, support: PriorFeatures) -> Tensor:
-        """Sum the directions of the objects of B episodes: d, (B, C)."""
-        unit = rearrange(upcast(support.unit), "b k n c -> b (k n) c")
-        norm = rearrange(upcast(support.norm), "b k n -> b (k n)")
+        """Describe the objects of B episodes: d, (B, C), or evidence (B, N)."""
+        # The object positions of a shot come first, so each shot keeps one.
+        step = 1 if self.evidence is None else STEP
+        units, norms = (upcast(x)[:, :, ::step] for x in support)
+        unit, norm = rearrange(units, "b k n c -> b (k n) c"), norms.flatten(1)
+        if self.evidence is not None:
+            objects = (norms > 0).to(unit.dtype)
+            each = objects / objects.sum(dim=-1, keepdim=True).clamp(min=1)
+            return self.evidence(unit * norm[..., None], each.flatten(1)[:, None])[:, 0]
         return self._sum_directions(unit, norm, (norm > 0).to(unit.dtype)[:, None], norm)[:, 0]
 
     def _sum_directions(
