@@ -5,7 +5,7 @@
 
 Each episode has two queries: one that shows the class, and one that does not. The center is the
 mean of the features of images that show a class of `--fit`. A logistic regression on the cosines of
-these classes gives scale and bias. Answers with a presence below 0.6 are lowered. The report is of
+these classes gives scale and bias. Answers with a presence below 0.5 are lowered. The report is of
 the classes of `--test`, with one support and with all.
 """
 
@@ -28,7 +28,7 @@ from hdmnet.preprocess import IGNORE, resize_image
 logger = logging.getLogger(__name__)
 
 IMAGES = 300  # whose mean is the center
-THRESHOLD = 0.6  # below which the model lowers its answers
+THRESHOLD = 0.5  # below which the model lowers its answers
 
 
 class Answered(NamedTuple):
