@@ -138,7 +138,7 @@ def main() -> None:
     model = with_evidence(with_options(trained, image_size=size, calibration=fitted), args.backbone)
     source = PascalVOC(args.photos / "VOC2012", "trainaug")
     labels = [source.classes.index(name) + 1 for name in sorted(VALIDATION["VOC2012"])]
-    presence = fit_presence(model, source, labels, shots=SHOTS, episodes=150, seed=0)
+    presence = fit_presence(model, source, labels, shots=SHOTS, episodes=100, seed=0)
     with_options(model, presence=presence).save_pretrained(args.out)
     logger.info("presence: %s", {k: v for k, v in presence.items() if k != "center"})
     halve(args.out)
