@@ -232,20 +232,21 @@ class Presence(nn.Module):
         q = rearrange(upcast(query), "b c h w -> b (h w) c")
         p = F.interpolate(upcast(probability), query.shape[-2:], mode="area").flatten(2)
         weight = p.to(q.dtype) ** 2
-        if self.evidence is not None:
-            return self.evidence(q, weight)
-        return self._sum_directions(q, q.norm(dim=-1), weight)
+        if self.evidence is None:
+            return self._sum_directions(q, q.norm(dim=-1), weight)
+        return self.evidence(q, weight)
 
     def shown(self, support: PriorFeatures) -> Tensor:
         """Describe the objects of B episodes: d, (B, C), or evidence (B, N)."""
-        # The object positions of a shot come first, so each shot keeps one.
-        step = 1 if self.evidence is None else STEP
-        units, norms = (upcast(x)[:, :, ::step] for x in support)
-        unit, norm = rearrange(units, "b k n c -> b (k n) c"), norms.flatten(1)
         if self.evidence is not None:
-            objects = (norms > 0).to(unit.dtype)
+            # The object positions of a shot come first, so each shot keeps one.
+            unit, norm = (upcast(x[:, :, ::STEP]) for x in support)
+            objects = (norm > 0).to(unit.dtype)
             each = objects / objects.sum(dim=-1, keepdim=True).clamp(min=1)
-            return self.evidence(unit * norm[..., None], each.flatten(1)[:, None])[:, 0]
+            x = rearrange(unit * norm[..., None], "b k n c -> b (k n) c")
+            return self.evidence(x, each.flatten(1)[:, None])[:, 0]
+        unit = rearrange(upcast(support.unit), "b k n c -> b (k n) c")
+        norm = rearrange(upcast(support.norm), "b k n -> b (k n)")
         return self._sum_directions(unit, norm, (norm > 0).to(unit.dtype)[:, None], norm)[:, 0]
 
     def _sum_directions(
