@@ -1,0 +1,67 @@
+"""The command `hdmnet`: what the library does, without writing Python.
+
+The modules of this package import no PyTorch until a command runs: so `--help` answers at once.
+"""
+
+import sys
+from typing import NoReturn
+
+import click
+
+import hdmnet
+from hdmnet.cli.convert import convert
+from hdmnet.cli.doctor import doctor
+from hdmnet.cli.encode import encode, rate
+from hdmnet.cli.export import export
+from hdmnet.cli.models import models
+from hdmnet.cli.segment import segment
+
+ERROR, INTERRUPTED = 255, 130
+"""Exit codes. `segment` uses 1 to 100 for the number of images that failed."""
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="""
+    \b
+    Examples:
+      hdmnet segment photos --support cat.jpg --mask cat.png --out masks
+      hdmnet encode --support cat.jpg --box 40,30,220,180 --out cat.safetensors
+      hdmnet segment 'photos/*.jpg' --class cat=cat.safetensors --class dog=dogs/ --out labels
+
+    \b
+    Completion of commands and options in the shell (bash; also zsh and fish):
+      eval "$(_HDMNET_COMPLETE=bash_source hdmnet)"
+    """,
+)
+@click.version_option(hdmnet.__version__)
+@click.option("--traceback", is_flag=True, help="Show where an error came from.")
+def cli(traceback: bool) -> None:
+    """Segment things that you show in a few images."""
+
+
+for command in (segment, encode, rate, models, convert, export, doctor):
+    cli.add_command(command)
+
+
+def main() -> NoReturn:
+    """Run the command of this process. An error is one line, and a hint if there is one."""
+    try:
+        sys.exit(cli.main(standalone_mode=False))
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped", err=True)
+        sys.exit(INTERRUPTED)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else "hdmnet"
+        click.echo(f"{path}: {error.format_message()}", err=True)
+        if isinstance(error, click.UsageError):
+            click.echo(f"hint: {path} --help", err=True)
+        sys.exit(ERROR)
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        if "--traceback" in sys.argv:
+            raise
+        click.echo(f"hdmnet: {error}", err=True)
+        sys.exit(ERROR)

@@ -1,0 +1,97 @@
+"""Finding images: queries in files, folders and patterns, and the supports in a folder."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import click
+
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+MAGIC = "*?["
+
+
+def find_queries(given: Iterable[str], out: Path) -> dict[str, Path]:
+    """Find the images of files, folders and patterns.
+
+    Args:
+        given: Files; folders, which are searched with their subfolders; or patterns such as
+            `photos/**/*.jpg`.
+        out: The folder of the answers, whose images are no queries.
+
+    Returns:
+        The images by the name of their answer: their path without suffix, below the folder, or
+        below the part of the pattern that has no `*`.
+    """
+    found: dict[str, Path] = {}
+    own = out.resolve()
+    for text in given:
+        images = list(_expand(text))
+        if not images:
+            raise click.UsageError(f"{text} holds no image: expected {' '.join(sorted(SUFFIXES))}")
+        for root, path in images:
+            if own in path.resolve().parents:
+                continue
+            name = path.relative_to(root).with_suffix("").as_posix()
+            if found.setdefault(name, path) != path:
+                raise click.UsageError(
+                    f"{found[name]} and {path} would both be answered in {name}: segment them "
+                    "separately, into two folders"
+                )
+    if not found:
+        raise click.UsageError(f"all images are below {out}, the folder of the answers")
+    return found
+
+
+def _expand(text: str) -> Iterator[tuple[Path, Path]]:
+    """Yield the images of one argument, each with the folder that its name starts from."""
+    path = Path(text)
+    if path.is_dir():
+        yield from ((path, image) for image in sorted(_images(path.rglob("*"))))
+    elif path.is_file():
+        yield path.parent, path
+    elif any(sign in text for sign in MAGIC):
+        root = Path(*path.parts[: _first_magic(path)])
+        matches = (Path(match) for match in glob.glob(text, recursive=True))
+        yield from ((root, image) for image in sorted(_images(matches)))
+    else:
+        raise click.UsageError(f"{text} does not exist: expected a file, a folder or a pattern")
+
+
+def _first_magic(path: Path) -> int:
+    return next(i for i, part in enumerate(path.parts) if any(sign in part for sign in MAGIC))
+
+
+def _images(paths: Iterable[Path]) -> Iterator[Path]:
+    return (path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def folder_of_supports(folder: Path) -> tuple[list[str], list[str]]:
+    """List the supports of a class, and their masks.
+
+    Args:
+        folder: `images/NAME.jpg` with `masks/NAME.png`, or NAME.jpg with NAME.png beside it.
+
+    Returns:
+        The paths of the images and of their masks.
+    """
+    images, masks = folder / "images", folder / "masks"
+    if images.is_dir() and masks.is_dir():
+        pictures = sorted(_images(images.iterdir()))
+    else:
+        masks = folder
+        pictures = sorted(p for p in _images(folder.iterdir()) if p.suffix.lower() != ".png")
+    mask_of = {
+        path.stem: path for path in _images(masks.iterdir()) if path.suffix.lower() == ".png"
+    }
+    if not pictures:
+        raise click.UsageError(
+            f"{folder} has no supports: expected images/NAME.jpg with masks/NAME.png, or NAME.jpg "
+            "with NAME.png"
+        )
+    if lacking := [path for path in pictures if path.stem not in mask_of]:
+        raise click.UsageError(
+            f"{lacking[0]} has no mask: expected {masks / (lacking[0].stem + '.png')}"
+        )
+    return [str(path) for path in pictures], [str(mask_of[path.stem]) for path in pictures]

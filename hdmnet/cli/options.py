@@ -1,0 +1,146 @@
+"""Options that several commands share, and what they turn into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+import hdmnet
+
+if TYPE_CHECKING:
+    from hdmnet.annotations import Annotation
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+FILE = click.Path(exists=True, dir_okay=False)
+KINDS = ("mask", "box", "point", "not_point")
+_ORDER = "hdmnet.order"
+
+
+def numbers(names: str) -> Callable[[str], tuple[float, ...]]:
+    """Return a function that reads numbers with commas between them, such as X,Y."""
+
+    def read(value: str) -> tuple[float, ...]:
+        try:
+            found = tuple(float(part) for part in value.split(","))
+        except ValueError:
+            found = ()
+        if len(found) != names.count(",") + 1:
+            raise click.BadParameter(f"{value!r} is not {names}: expected numbers, in pixels")
+        return found
+
+    return read
+
+
+class InOrder(click.Command):
+    """A command that knows the order of its options: an annotation belongs to a support."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments, and keep the order of the options."""
+        *_, order = self.make_parser(ctx).parse_args(args=list(args))
+        ctx.meta[_ORDER] = [parameter.name for parameter in order]
+        return super().parse_args(ctx, args)
+
+
+def model_options(command: Command) -> Command:
+    """Add the options that choose a model and a device."""
+    command = click.option("--device", help="cpu, cuda, cuda:1, mps. Default: a GPU if any.")(
+        command
+    )
+    return click.option(
+        "--model",
+        default="hdmnet-lite0",
+        show_default=True,
+        help="A bundled model, a folder, or a repository user/name of the Hub.",
+    )(command)
+
+
+def support_options(command: Command) -> Command:
+    """Add the options that show a class."""
+    box, point = "X0,Y0,X1,Y1", "X,Y"
+    several: dict[str, Any] = {"multiple": True}
+    image: dict[str, Any] = several | {"type": FILE, "metavar": "IMAGE"}
+    for option in (
+        click.option("--negative", **image, help="An image that does not show it."),
+        click.option(
+            "--not-point", **several, type=numbers(point), metavar=point, help="A pixel beside it."
+        ),
+        click.option(
+            "--point", **several, type=numbers(point), metavar=point, help="A pixel on it."
+        ),
+        click.option("--box", **several, type=numbers(box), metavar=box, help="A box around it."),
+        click.option("--mask", **image, help="The mask of a support."),
+        click.option("--support", **image, help="An image that shows it."),
+    ):
+        command = option(command)
+    return command
+
+
+def load_model(name: str, device: str | None) -> hdmnet.HDMNet:
+    """Load a model for inference."""
+    import torch
+
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return hdmnet.HDMNet.from_pretrained(name).to(device).fused()
+    except (AssertionError, RuntimeError) as error:  # what torch says of a device it lacks
+        raise ValueError(
+            f"--device {device} cannot be used: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def annotated_supports(given: dict[str, Any]) -> tuple[list[str], list[str | Annotation]]:
+    """Pair the supports of a command with their masks, boxes and points.
+
+    Masks alone, or boxes alone, belong to the supports in their order. Otherwise each belongs to
+    the support before it, and so do points.
+
+    Args:
+        given: The values of `support_options`.
+
+    Returns:
+        The supports, and an annotation of each.
+    """
+    supports = list(given["support"])
+    if not supports:
+        raise click.UsageError("nothing shows the class: expected --support IMAGE --mask IMAGE")
+    used = [kind for kind in KINDS if given[kind]]
+    if used in (["mask"], ["box"]) and len(supports) == len(given[used[0]]):
+        values = given[used[0]]
+        return supports, [hdmnet.Box(*x) for x in values] if used == ["box"] else list(values)
+    found: list[dict[str, list[Any]]] = []
+    for name, value in _in_order(given):
+        if name == "support":
+            found.append({kind: [] for kind in KINDS})
+        elif not found:
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} {value} stands before any --support"
+            )
+        else:
+            found[-1][name].append(value)
+    return supports, [_annotation(x, kinds) for x, kinds in zip(supports, found, strict=True)]
+
+
+def _in_order(given: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the supports and their annotations in the order of the command line."""
+    rest = {name: iter(given[name]) for name in ("support", *KINDS)}
+    for name in click.get_current_context().meta[_ORDER]:
+        if name in rest:
+            yield name, next(rest[name])
+
+
+def _annotation(support: str, given: dict[str, list[Any]]) -> str | Annotation:
+    """Make the annotation of one support."""
+    masks, boxes, positive, negative = (given[kind] for kind in KINDS)
+    if len(masks) + len(boxes) + bool(positive) != 1:
+        raise click.UsageError(
+            f"--support {support} is followed by {len(masks)} masks, {len(boxes)} boxes and "
+            f"{len(positive)} points: expected one mask, one box, or points"
+        )
+    if negative and not positive:
+        raise click.UsageError(f"--support {support} has --not-point without --point: add a point")
+    if positive:
+        return hdmnet.Points(positive, negative)
+    return hdmnet.Box(*boxes[0]) if boxes else str(masks[0])

@@ -1,0 +1,242 @@
+"""`hdmnet segment`: masks of a class, or of several, in any number of images."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import hdmnet
+from hdmnet.cli.answers import FORMATS, Answers, digest
+from hdmnet.cli.files import find_queries, folder_of_supports
+from hdmnet.cli.options import (
+    InOrder,
+    annotated_supports,
+    load_model,
+    model_options,
+    support_options,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hdmnet.supports import SupportSet
+
+AHEAD = 8
+"""Images that are read before their turn, and answers that wait to be written."""
+READERS = 2
+MOST_FAILED = 100
+"""Largest exit code that counts failed images."""
+
+
+@click.command(
+    cls=InOrder,
+    epilog="""
+    The exit code is the number of images that could not be read, at most 100. A wrong command, or
+    an error that ends the work, has 255, and Ctrl-C 130. A command that is repeated goes on.
+
+    \b
+    Examples:
+      hdmnet segment photos --support cat.jpg --mask cat.png --out masks
+      hdmnet segment photos --support 1.jpg --box 40,30,220,180 \\
+          --support 2.jpg --point 120,90 --point 130,60 --out masks --overlay
+      hdmnet segment 'photos/**/*.jpg' --class cat=cat.safetensors --class dog=dogs/ \\
+          --out labels --format png --format coco --presence-threshold 0.3
+    """,
+)
+@click.argument("queries", nargs=-1, required=True)
+@support_options
+@click.option(
+    "--class",
+    "classes",
+    multiple=True,
+    metavar="NAME=PATH",
+    help="A class of several: a file of `hdmnet encode`, or a folder of supports.",
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    type=click.Choice(FORMATS),
+    default=("png",),
+    show_default="png",
+    help="png: a mask, or a label map. json: presence, area, score and box. coco: one file.",
+)
+@click.option("--overlay", is_flag=True, help="Also draw each answer on its image.")
+@click.option(
+    "--presence-threshold",
+    type=click.FloatRange(0, 1),
+    help="Empty masks of classes less likely to be there. Default: the model's rule.",
+)
+@click.option("--refine", is_flag=True, help="Let borders follow the edges of the image.")
+@click.option("--flip", is_flag=True, help="Average with the mirrored image: twice the time.")
+@click.option("--tile", type=click.IntRange(1), help="Side in pixels of tiles, for small objects.")
+@click.option("--batch-size", type=click.IntRange(1), help="Images computed at once. Default: 1.")
+@model_options
+@click.option("--overwrite", is_flag=True, help="Segment again what is there already.")
+def segment(
+    queries: tuple[str, ...],
+    classes: tuple[str, ...],
+    out: Path,
+    formats: tuple[str, ...],
+    overlay: bool,
+    flip: bool,
+    model: str,
+    device: str | None,
+    overwrite: bool,
+    **given: Any,
+) -> int:
+    """Segment images: files, folders, or patterns in quotes.
+
+    NAME.jpg becomes OUT/NAME.png, and folder/a/NAME.jpg becomes OUT/a/NAME.png. An annotation
+    belongs to the --support before it; masks alone, or boxes alone, are taken in their order.
+    """
+    options = {name: given[name] for name in ("presence_threshold", "refine", "tile", "batch_size")}
+    if "coco" in formats:
+        _require_coco()
+    found = find_queries(queries, out)
+    shown = _shown(classes, given)
+    network = load_model(model, device)
+    settings = {
+        "model": network.fingerprint(),
+        "classes": {name or "object": digest(*_sources(one)) for name, one in shown.items()},
+        "options": {name: options[name] for name in ("presence_threshold", "refine", "tile")}
+        | {"flip": flip},
+    }
+    sets = {name: _encoded(network, one) for name, one in shown.items()}
+    supports = sets[None] if None in sets else {str(name): one for name, one in sets.items()}
+    answers = Answers(out, formats, overlay, tuple(str(name) for name in sets if name))
+    if not overwrite:
+        answers.load(settings)
+    todo = {name: path for name, path in found.items() if overwrite or not answers.has(name)}
+    waiting: deque[Tensor | Path] = deque()
+    results = network.predict_iter(
+        _read_ahead(todo.values(), waiting),
+        supports,
+        augment=hdmnet.Augment(flip=True) if flip else None,
+        **options,
+    )
+    answers.begin(settings)  # nothing is written before supports and options are checked
+    if skipped := len(found) - len(todo):
+        click.echo(f"{skipped} of {len(found)} images have an answer already: skipped", err=True)
+    failed = _run(todo, results, waiting, answers)
+    click.echo(f"{len(todo) - failed} answers written to {out}, {failed} images failed", err=True)
+    return min(failed, MOST_FAILED)
+
+
+def _require_coco() -> None:
+    try:
+        import pycocotools.mask  # noqa: F401
+    except ImportError as error:
+        raise click.UsageError(
+            "--format coco needs pycocotools: pip install 'hdmnet[eval]'"
+        ) from error
+
+
+def _shown(classes: Iterable[str], given: dict[str, Any]) -> dict[str | None, Any]:
+    """Return what shows each class: a file, or supports, masks and negatives."""
+    if not classes:
+        supports, masks = annotated_supports(given)
+        return {None: (supports, masks, list(given["negative"]))}
+    if any(given[name] for name in ("support", "mask", "box", "point", "not_point", "negative")):
+        raise click.UsageError("got --class and --support: expected one of them")
+    shown: dict[str | None, Any] = {}
+    for text in classes:
+        name, equals, value = text.partition("=")
+        path = Path(value)
+        if not (name and equals and path.exists()):
+            raise click.UsageError(f"--class {text}: expected NAME=PATH, with a path that exists")
+        if name in shown:
+            raise click.UsageError(f"--class {name} is given twice: give it one folder or file")
+        shown[name] = (*folder_of_supports(path), []) if path.is_dir() else path
+    return shown
+
+
+def _sources(shown: Any) -> Iterator[str | Path]:
+    """Yield what the encoded supports depend on, for a hash."""
+    if isinstance(shown, Path):
+        yield shown
+        return
+    supports, masks, negatives = shown
+    for part in (*supports, *masks, *negatives):
+        yield Path(part) if isinstance(part, str) else repr(part)
+
+
+def _encoded(network: hdmnet.HDMNet, shown: Any) -> SupportSet:
+    if isinstance(shown, Path):
+        return hdmnet.SupportSet.load(shown).to(next(network.parameters()).device)
+    supports, masks, negatives = shown
+    return network.encode_supports(supports, masks, negatives or None)
+
+
+def _read_ahead(paths: Iterable[Path], waiting: deque[Tensor | Path]) -> Iterator[Tensor | Path]:
+    """Yield images that threads read, and put each into `waiting` too.
+
+    A path that cannot be read is yielded as it is: `predict_iter` makes the error.
+    """
+
+    def read(path: Path) -> Tensor | Path:
+        try:
+            return hdmnet.load_image(path)
+        except (OSError, ValueError):
+            return path
+
+    def next_image() -> Tensor | Path:
+        waiting.append(ahead.popleft().result())
+        return waiting[-1]
+
+    ahead: deque[Future[Tensor | Path]] = deque()
+    with ThreadPoolExecutor(READERS) as pool:
+        for path in paths:
+            ahead.append(pool.submit(read, path))
+            if len(ahead) > AHEAD:
+                yield next_image()
+        while ahead:
+            yield next_image()
+
+
+def _run(
+    todo: dict[str, Path],
+    results: Iterator[Any],
+    waiting: deque[Tensor | Path],
+    answers: Answers,
+) -> int:
+    """Write the answers as they come, with a progress bar. Return how many images failed."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    failed = 0
+    writes: deque[Future[None]] = deque()
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    progress = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+    try:
+        with progress, ThreadPoolExecutor(1) as writer:
+            task = progress.add_task("", total=len(todo), rate="")
+            for (name, path), answer in zip(todo.items(), results, strict=True):
+                image = waiting.popleft()
+                if isinstance(answer, Exception) or isinstance(image, Path):
+                    failed += 1
+                    progress.console.print(f"failed: {answer}", markup=False, soft_wrap=True)
+                else:
+                    writes.append(writer.submit(answers.write, name, path, image, answer))
+                while len(writes) > AHEAD or (writes and writes[0].done()):
+                    writes.popleft().result()
+                progress.advance(task)
+                speed = progress.tasks[task].speed
+                progress.update(task, rate=f"{speed:.1f} images/s" if speed else "")
+            for write in writes:
+                write.result()
+    finally:
+        answers.finish()
+    return failed
