@@ -44,10 +44,15 @@ for command in (segment, encode, rate, models, convert, export, doctor):
     cli.add_command(command)
 
 
-def main() -> NoReturn:
-    """Run the command of this process. An error is one line, and a hint if there is one."""
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run a command, and exit. An error is one line, with a hint if there is one.
+
+    Args:
+        arguments: The command line, without the program's name. None: that of the process.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        sys.exit(cli.main(standalone_mode=False))
+        sys.exit(cli.main(arguments, standalone_mode=False))
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except (click.Abort, KeyboardInterrupt):
@@ -59,9 +64,8 @@ def main() -> NoReturn:
         click.echo(f"{path}: {error.format_message()}", err=True)
         if isinstance(error, click.UsageError):
             click.echo(f"hint: {path} --help", err=True)
-        sys.exit(ERROR)
     except (ImportError, OSError, TypeError, ValueError) as error:
-        if "--traceback" in sys.argv:
+        if "--traceback" in arguments:
             raise
         click.echo(f"hdmnet: {error}", err=True)
-        sys.exit(ERROR)
+    sys.exit(ERROR)

@@ -76,16 +76,13 @@ def rate(
 
     FOLDER is as for `hdmnet encode`.
     """
-    from rich.console import Console
-    from rich.table import Table
-
     if given["negative"]:
         raise click.UsageError("--negative has no effect on ratings: leave it out")
     supports, masks = shown(folder, given)
-    table = Table("agreement", "support", "mask", *(["chosen"] if choose else []))
-    for place, rating in enumerate(load_model(model, device).rate_supports(supports, masks)):
-        row = [f"{rating.agreement:.2f}", supports[rating.index], str(masks[rating.index])]
-        if choose:
-            row.append("yes" if place < choose else "")
-        table.add_row(*row)
-    Console(soft_wrap=True).print(table)
+    ratings = load_model(model, device).rate_supports(supports, masks)
+    width = max(map(len, supports))
+    click.echo(f"agreement  {'support':{width}}  mask")
+    for place, rating in enumerate(ratings):
+        chosen = "  chosen" if choose and place < choose else ""
+        support = f"{supports[rating.index]:{width}}"
+        click.echo(f"{rating.agreement:9.2f}  {support}  {masks[rating.index]}{chosen}")

@@ -1,0 +1,393 @@
+"""The command `hdmnet`, with the bundled model and real photographs."""
+
+import ast
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+
+import hdmnet
+from hdmnet import Box, HDMNet, Points, SupportSet, cli
+from hdmnet.cli.doctor import STORED
+
+DATA = Path(__file__).parents[1] / "examples" / "data"
+FISH, PEOPLE, FELINES = DATA / "fish", DATA / "person", DATA / "feline"
+MASKED = [f"--support={FISH}/support_1.jpg", f"--mask={FISH}/support_1.png"]
+
+
+@pytest.fixture(scope="module")
+def model() -> HDMNet:
+    return HDMNet.from_pretrained("hdmnet-lite0").fused()
+
+
+@pytest.fixture(scope="module")
+def fish(model: HDMNet) -> SupportSet:
+    return model.encode_supports(FISH / "support_1.jpg", FISH / "support_1.png")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder with two photographs, one of them in a subfolder."""
+    (tmp_path / "photos" / "more").mkdir(parents=True)
+    shutil.copy(FISH / "query_1.jpg", tmp_path / "photos" / "a.jpg")
+    shutil.copy(FISH / "query_2.jpg", tmp_path / "photos" / "more" / "b.v2.jpg")
+    return tmp_path / "photos"
+
+
+def run(*arguments: object) -> int:
+    """Run a command in this process. Return its exit code."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(x) for x in arguments])
+    return int(stop.value.code or 0)
+
+
+def read(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+Refuse = Callable[..., str]
+
+
+@pytest.fixture
+def refuse(capfd: pytest.CaptureFixture[str]) -> Refuse:
+    """Run a command that must fail. Return its error: one line, and perhaps a hint."""
+
+    def run_and_read(*arguments: object) -> str:
+        capfd.readouterr()
+        assert run(*arguments) == cli.ERROR
+        out, error = capfd.readouterr()
+        line, *hint = error.splitlines()
+        assert not out
+        assert all(text.startswith("hint: ") for text in hint), error
+        assert len(hint) <= 1
+        return line
+
+    return run_and_read
+
+
+def test_help_needs_no_pytorch() -> None:
+    code = "import sys, hdmnet.cli as c; c.main(['--help'])"
+    code = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {code}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "segment" in done.stdout
+    assert done.stdout.endswith("False\n")
+
+
+def test_public_names() -> None:
+    """What `import hdmnet` promises is what it imports later."""
+    source = ast.parse(Path(hdmnet.__file__).read_text())
+    block = next(node for node in source.body if isinstance(node, ast.If))
+    imported = {
+        alias.name: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert imported.pop("convert") == "hdmnet"
+    assert imported == {name: f"hdmnet.{home}" for name, home in hdmnet._HOME_OF.items()}
+    assert set(hdmnet.__all__) == {*imported, "convert"}
+    assert set(hdmnet.__all__) <= set(dir(hdmnet))
+    with pytest.raises(AttributeError, match="no attribute 'HDMnet'"):
+        _ = hdmnet.HDMnet
+
+
+@pytest.mark.parametrize("name", ["", *cli.cli.commands])
+def test_each_help_has_what_it_needs(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(*([name] if name else []), "--help") == 0
+    text = capfd.readouterr().out
+    assert "Usage: " in text
+    assert ("Example" in text) == (name not in ("models", "doctor"))
+
+
+def test_masks_equal_those_of_predict(
+    model: HDMNet, fish: SupportSet, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert run("segment", photos, *MASKED, "--out", out, "--overlay") == 0
+    for name, query in {"a": "query_1.jpg", "more/b.v2": "query_2.jpg"}.items():
+        mask = model.predict(FISH / query, fish).mask.numpy()
+        assert (read(out / f"{name}.png") == 255 * mask).all()
+        assert read(out / f"{name}_overlay.jpg").shape[:2] == mask.shape
+    assert sorted(x.name for x in out.rglob("*.*")) == [
+        "a.png", "a_overlay.jpg", "b.v2.png", "b.v2_overlay.jpg", "hdmnet.json",
+    ]  # fmt: skip
+
+
+def test_options_reach_predict(
+    model: HDMNet, fish: SupportSet, photos: Path, tmp_path: Path
+) -> None:
+    options = ["--flip", "--refine", "--tile", 200, "--presence-threshold", 0.2, "--batch-size", 2]
+    assert run("segment", photos / "a.jpg", *MASKED, "--out", tmp_path / "out", *options) == 0
+    augment = hdmnet.Augment(flip=True)
+    mask = model.predict(
+        FISH / "query_1.jpg", fish, augment=augment, refine=True, tile=200, presence_threshold=0.2
+    ).mask
+    assert (read(tmp_path / "out" / "a.png") == 255 * mask.numpy()).all()
+    assert run("segment", photos / "a.jpg", *MASKED, "--out", tmp_path / "all", "--presence-threshold", 1) == 0  # fmt: skip # noqa: E501
+    assert not read(tmp_path / "all" / "a.png").any()
+
+
+def test_several_classes(model: HDMNet, fish: SupportSet, photos: Path, tmp_path: Path) -> None:
+    fish.save(tmp_path / "fish.safetensors")
+    people = tmp_path / "people"
+    for kind, suffix in (("images", "jpg"), ("masks", "png")):
+        (people / kind).mkdir(parents=True)
+        for i in (1, 2):
+            shutil.copy(PEOPLE / f"support_{i}.{suffix}", people / kind)
+    classes = [f"--class=fish={tmp_path}/fish.safetensors", f"--class=person={people}"]
+    formats = ["--format=png", "--format=coco", "--format=json"]
+    out = tmp_path / "out"
+    assert run("segment", photos, PEOPLE / "query_1.jpg", *classes, *formats, "--out", out) == 0
+    person = model.encode_supports(
+        [PEOPLE / f"support_{i}.jpg" for i in (1, 2)], [PEOPLE / f"support_{i}.png" for i in (1, 2)]
+    )
+    many = model.predict(PEOPLE / "query_1.jpg", {"fish": fish, "person": person})
+    picture = Image.open(out / "query_1.png")
+    assert picture.mode == "P"
+    assert (np.asarray(picture) == many.labels.numpy()).all()
+
+    about = json.loads((out / "query_1.json").read_text())
+    assert [x["name"] for x in about["classes"]] == ["fish", "person"]
+    shown = about["classes"][1]
+    assert shown["presence"] == pytest.approx(many["person"].presence, abs=1e-4)
+    assert shown["area"] == pytest.approx(many["person"].mask.float().mean().item(), abs=1e-6)
+    rows, columns = many["person"].mask.numpy().nonzero()
+    assert shown["box"] == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+
+    coco = COCO(out / "coco.json")  # pycocotools reads it
+    assert [x["name"] for x in coco.loadCats(coco.getCatIds())] == ["fish", "person"]
+    image = next(x for x in coco.imgs.values() if x["file_name"].endswith("person/query_1.jpg"))
+    found = {x["category_id"]: x for x in coco.loadAnns(coco.getAnnIds(imgIds=image["id"]))}
+    assert (coco.annToMask(found[2]) == (many.labels.numpy() == 2)).all()
+    assert found[2]["area"] == (many.labels == 2).sum()
+
+
+def test_annotations_belong_to_the_support_before(
+    model: HDMNet, photos: Path, tmp_path: Path
+) -> None:
+    box, first, second = Box(28, 30, 294, 119), FISH / "support_1.jpg", PEOPLE / "support_1.jpg"
+    points = Points([(100, 68), (240, 60)], negative=[(20, 20)])
+    shown = ["--support", first, "--point", "100,68", "--point", "240,60", "--not-point", "20,20"]
+    shown += ["--support", second, "--mask", PEOPLE / "support_1.png"]
+    shown += ["--support", first, "--box", "28,30,294,119"]
+    out = tmp_path / "class.safetensors"
+    assert run("encode", *shown, "--negative", FELINES / "query_1.jpg", "--out", out) == 0
+    masks = [points, PEOPLE / "support_1.png", box]
+    expected = model.encode_supports([first, second, first], masks, [FELINES / "query_1.jpg"])
+    found, query = SupportSet.load(out), photos / "a.jpg"
+    same = model.predict(query, expected).probability
+    assert torch.equal(model.predict(query, found).probability, same)
+
+    two = ["--support", first, "--support", second]  # masks after all supports: in their order
+    two += ["--mask", FISH / "support_1.png", "--mask", PEOPLE / "support_1.png"]
+    assert run("encode", *two, "--out", out) == 0
+    masks = [FISH / "support_1.png", PEOPLE / "support_1.png"]
+    expected = model.encode_supports([first, second], masks)
+    same = model.predict(query, expected).probability
+    assert torch.equal(model.predict(query, SupportSet.load(out)).probability, same)
+
+
+def test_a_repeated_command_goes_on(
+    photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    command = ["segment", photos, *MASKED, "--out", out, "--format=png", "--format=coco"]
+    assert run(*command) == 0
+    before = (out / "coco.json").read_text()
+    (out / "more/b.v2.png").unlink()
+    with (out / "coco.jsonl").open("a") as file:
+        file.write('{"name": "a", "file')  # what a crash leaves
+    times = (out / "a.png").stat().st_mtime_ns
+    capfd.readouterr()
+    assert run(*command) == 0
+    assert "1 of 2 images have an answer already: skipped" in capfd.readouterr().err
+    assert (out / "a.png").stat().st_mtime_ns == times
+    assert (out / "more/b.v2.png").exists()
+    assert (out / "coco.json").read_text() == before
+    assert run(*command, "--overwrite") == 0
+    assert (out / "a.png").stat().st_mtime_ns > times
+    assert (out / "coco.json").read_text() == before
+
+
+def test_other_supports_do_not_mix(photos: Path, tmp_path: Path, refuse: Refuse) -> None:
+    out = tmp_path / "out"
+    assert run("segment", photos / "a.jpg", *MASKED, "--out", out) == 0
+    other = [f"--support={PEOPLE}/support_1.jpg", f"--mask={PEOPLE}/support_1.png"]
+    error = refuse("segment", photos, *other, "--out", out)
+    assert "another value of classes: choose another --out, or give --overwrite" in error
+    assert "another value of options" in refuse("segment", photos, *MASKED, "--flip", "--out", out)
+    assert not (out / "more").exists()
+    assert run("segment", photos, *other, "--out", out, "--overwrite") == 0
+
+
+def test_bad_images_are_counted(
+    photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "bad.jpg").write_bytes((photos / "a.jpg").read_bytes()[:700])
+    (photos / "empty.png").touch()
+    (photos / "notes.txt").touch()  # no image, and not counted
+    out = tmp_path / "out"
+    assert run("segment", photos, *MASKED, "--out", out, "--batch-size", 3) == 2
+    error = capfd.readouterr().err
+    assert error.count("failed: image") == 2
+    assert f"{photos}/bad.jpg" in error.replace("\n", "")
+    assert "2 answers written" in error
+    assert "2 images failed" in error
+    assert {x.name for x in out.rglob("*.png")} == {"a.png", "b.v2.png"}
+
+
+def test_wrong_commands(photos: Path, tmp_path: Path, refuse: Refuse) -> None:
+    out = ["--out", tmp_path / "out"]
+    support = f"--support={FISH}/support_1.jpg"
+    mask = f"--mask={FISH}/support_1.png"
+    for arguments, expected in (
+        ([photos], "nothing shows the class"),
+        ([photos, support], "0 masks, 0 boxes and 0 points: expected one mask"),
+        ([photos, support, mask, "--box", "1,2,9,9"], "1 masks, 1 boxes and 0 points"),
+        ([photos, mask, support, "--point", "9,9"], "stands before any --support"),
+        ([photos, support, mask, "--not-point", "9,9"], "--not-point without --point"),
+        ([photos, support, "--box", "1,2,3"], "'1,2,3' is not X0,Y0,X1,Y1"),
+        ([photos, support, "--box", "9,2,3,8"], "x0 < x1"),
+        ([photos, support, "--point", "9999,1"], "outside its image"),
+        ([photos, *MASKED, "--class", "a=b"], "got --class and --support"),
+        ([photos, "--class", "a=nothing"], "expected NAME=PATH"),
+        ([photos, "--class", f"a={photos}"], "a.jpg has no mask: expected"),
+        ([tmp_path / "none", *MASKED], "does not exist"),
+        ([tmp_path / "no*.jpg", *MASKED], "holds no image"),
+        (
+            [
+                photos / "a.jpg",
+                FISH / "../fish/query_1.jpg",
+                photos / "a.jpg",
+                *MASKED,
+                "--model",
+                "light0",
+            ],
+            "'light0' is not a bundled model",
+        ),
+        ([photos, *MASKED, "--device", "warp"], "--device warp cannot be used"),
+        ([photos, *MASKED, "--tile", "1"], "tile"),
+        ([photos, *MASKED, "--presence-threshold", "2"], "--presence-threshold"),
+    ):
+        assert expected in refuse("segment", *arguments, *out), arguments
+    (photos / "a.png").touch()
+    error = refuse("segment", photos, *MASKED, *out)
+    assert f"{photos}/a.jpg and {photos}/a.png would both be answered in a" in error
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="not a bundled model"):
+        cli.main(["--traceback", "segment", str(photos / "more"), *MASKED, "--model=x", "--out=o"])
+
+
+def test_patterns_and_answers_below_the_queries(photos: Path, tmp_path: Path) -> None:
+    out = photos / "masks"
+    assert run("segment", f"{photos}/**/*.jpg", *MASKED, "--out", out) == 0
+    assert run("segment", photos, *MASKED, "--out", out) == 0  # masks are no queries
+    assert {str(x.relative_to(out)) for x in out.rglob("*.png")} == {"a.png", "more/b.v2.png"}
+
+
+def test_rate(model: HDMNet, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for i in (1, 2):
+        for suffix in ("jpg", "png"):  # masks beside the images
+            shutil.copy(PEOPLE / f"support_{i}.{suffix}", tmp_path)
+    assert run("rate", tmp_path, "--choose", 1) == 0
+    rows = [line for line in capfd.readouterr().out.splitlines() if "support_" in line]
+    paths = [tmp_path / f"support_{i}" for i in (1, 2)]
+    ratings = model.rate_supports(
+        [path.with_suffix(".jpg") for path in paths], [path.with_suffix(".png") for path in paths]
+    )
+    for row, rating in zip(rows, ratings, strict=True):
+        assert f"{rating.agreement:.2f}" in row
+        assert f"support_{rating.index + 1}.jpg" in row
+    assert [row.endswith("chosen") for row in rows] == [True, False]
+
+
+def test_models(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("models") == 0
+    text = capfd.readouterr().out
+    for info in hdmnet.list_pretrained():
+        assert f"\n{info.name}: " in f"\n{text}"
+        assert info.metric in text
+
+
+def test_doctor(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("doctor") == 0
+    assert capfd.readouterr().out.count(": ok\n") == 6
+    monkeypatch.setitem(STORED, "hdmnet-lite0", (0.9,) * 6)
+    assert run("doctor") == 1
+    assert "hdmnet-lite0, float32: off by 0.7" in capfd.readouterr().out
+
+
+def test_convert_is_that_of_the_module(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"state_dict": {}}, path)
+    assert run("convert", path, tmp_path / "out") == 1
+    assert capfd.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.slow
+def test_export(model: HDMNet, fish: SupportSet, photos: Path, tmp_path: Path) -> None:
+    fish.save(tmp_path / "fish.safetensors")
+    baked = ["export", tmp_path / "fish", "--class", tmp_path / "fish.safetensors"]
+    assert run(*baked) == 0
+    session = onnxruntime.InferenceSession(tmp_path / "fish" / "segment.onnx")
+    (answer,) = session.run(None, {"image": read(photos / "a.jpg")})
+    expected = model.predict(photos / "a.jpg", fish).probability.numpy()
+    np.testing.assert_allclose(answer, expected, atol=1e-4)
+    baked[1] = tmp_path / "int8"
+    assert run(*baked, "--int8", photos) == 0
+    assert [x.name for x in (tmp_path / "int8").iterdir()] == ["segment.onnx"]
+    size = (tmp_path / "fish" / "segment.onnx").stat().st_size
+    assert (tmp_path / "int8" / "segment.onnx").stat().st_size < size
+
+
+@pytest.mark.slow
+def test_interrupted(photos: Path, tmp_path: Path) -> None:
+    """Ctrl-C leaves whole files only, and the same command goes on."""
+    pixels = (photos / "a.jpg").read_bytes()
+    for i in range(200):
+        (photos / f"{i:03}.jpg").write_bytes(pixels)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "hdmnet", "segment", str(photos), *MASKED, "--out", str(out)]
+    command += ["--overlay", "--format=png", "--format=coco"]
+    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while len(list(out.glob("*.png"))) < 5:
+        assert started.poll() is None, started.stderr and started.stderr.read()
+        time.sleep(0.05)
+    started.send_signal(signal.SIGINT)
+    _, error = started.communicate(timeout=60)
+    assert started.returncode == cli.INTERRUPTED
+    assert "stopped" in error
+    assert "Traceback" not in error
+    assert not list(out.glob(".*.tmp"))
+    masks = {path.name for path in out.glob("*.png")}
+    assert 5 <= len(masks) < 200
+    for name in masks:
+        assert read(out / name).shape == (251, 320)
+    assert len(json.loads((out / "coco.json").read_text())["images"]) >= len(masks)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"{len(masks)} of 202 images have an answer already" in done.stderr
+    assert len(list(out.rglob("*.png"))) == 202
+    assert len(json.loads((out / "coco.json").read_text())["images"]) == 202
+
+
+def test_completion() -> None:
+    """The shell completes commands and options."""
+    environment = os.environ | {"COMP_WORDS": "hdmnet segment --sup", "COMP_CWORD": "2"}
+    environment["_HDMNET_COMPLETE"] = "bash_complete"
+    code = "import sys; sys.argv = ['hdmnet']; from hdmnet.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "plain,--support\n", done.stderr
