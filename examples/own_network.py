@@ -1,7 +1,7 @@
 """A few-shot network of your own on `FewShotModel`: prototypes and cosines on any timm backbone.
 
-    python examples/own_network.py
-    python examples/evaluate.py folders MY_DATA --network own_network:PrototypeNet --model FOLDER
+    python own_network.py
+    hdmnet evaluate folders MY_DATA --network own_network:PrototypeNet --model FOLDER
 
 The class implements `encode` and `scores`. It inherits `predict`, `encode_supports`, `fused`,
 `save_pretrained`, `from_pretrained` and the rest.

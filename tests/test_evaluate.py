@@ -1,8 +1,7 @@
-"""examples/evaluate.py, on small data sets in the real formats."""
+"""`hdmnet evaluate`, on small data sets in the real formats."""
 
 import json
 import os
-import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,22 +16,24 @@ import trees
 from conftest import make
 from PIL import Image
 
+from hdmnet import cli
 from hdmnet.data import EpisodeDataset, EpisodeList, EvalTransform, PairList, PascalVOC
 from hdmnet.metrics import FewShotIoU
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "evaluate.py"
 Evaluate = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluate:
-    """A function that runs the example in this process and returns its results."""
+def evaluate(tmp_path: Path) -> Evaluate:
+    """A function that runs the command in this process and returns its results."""
     make().save_pretrained(tmp_path / "model")
 
     def call(*arguments: object, out: str = "out") -> dict[str, Any]:
         options = ["--model", tmp_path / "model", "--out", tmp_path / out, "--episodes", 6]
-        monkeypatch.setattr("sys.argv", [str(SCRIPT), *map(str, [*arguments, *options])])
-        runpy.run_path(str(SCRIPT), run_name="__main__")
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["evaluate", *map(str, [*arguments, *options])])
+        if stop.value.code:
+            raise stop.value
         return json.loads((tmp_path / out / "results.json").read_text())
 
     return call
@@ -90,7 +91,7 @@ def test_pascal(evaluate: Evaluate, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings(NEVER)
-def test_pairs(evaluate: Evaluate, tmp_path: Path) -> None:
+def test_pairs(evaluate: Evaluate, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     root = make_voc(tmp_path)
     pairs = tmp_path / "fold1.txt"
     pairs.write_text("".join(f"2008_{i:06}__{6 + i % 2}\n" for i in (0, 1, 2, 3)))
@@ -98,8 +99,9 @@ def test_pairs(evaluate: Evaluate, tmp_path: Path) -> None:
     episodes = EpisodeList.load(tmp_path / "out" / "episodes.json", PascalVOC(root))
     assert list(episodes) == list(PairList(PascalVOC(root), pairs, shots=2, length=6))
     assert [results["scores"][f"episodes/{name}"] for name in ("bus", "car", "cat")] == [3, 3, 0]
-    with pytest.raises(SystemExit, match=r"fold1\.txt lists classes that are not in fold 0"):
+    with pytest.raises(SystemExit, match=str(cli.ERROR)):
         evaluate("pascal", root, "--pairs", pairs)
+    assert "fold1.txt lists classes that are not in fold 0" in capfd.readouterr().err
 
 
 def test_classes_without_episodes(evaluate: Evaluate, tmp_path: Path) -> None:
@@ -125,7 +127,7 @@ def test_coco(evaluate: Evaluate, tmp_path: Path) -> None:
     assert evaluate("coco", root, *split)["scores"]["episodes/class 79"] == 3
 
 
-def test_other_data(evaluate: Evaluate, tmp_path: Path) -> None:
+def test_other_data(evaluate: Evaluate, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     root = trees.fss(tmp_path / "fss", ["abacus", "zebra"])
     names = tmp_path / "names.txt"
     names.write_text("zebra\n")
@@ -135,8 +137,9 @@ def test_other_data(evaluate: Evaluate, tmp_path: Path) -> None:
     scores = evaluate("folders", folders)["scores"]
     assert scores["episodes/nut"] > 0
     assert scores["episodes/bolt"] > 0
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(SystemExit, match=str(cli.ERROR)):
         evaluate("json", folders)
+    assert "json needs --annotations" in capfd.readouterr().err
 
 
 @pytest.mark.filterwarnings(NEVER)
@@ -149,7 +152,7 @@ def test_two_processes_score_the_same(evaluate: Evaluate, tmp_path: Path) -> Non
         [
             sys.executable,
             *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
-            *(SCRIPT, *arguments, "--out", tmp_path / "two"),
+            *("-m", "hdmnet", "evaluate", *arguments, "--out", tmp_path / "two"),
         ],
         capture_output=True,
         text=True,

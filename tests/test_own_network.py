@@ -151,7 +151,9 @@ def test_evaluate(network: FewShotModel, tmp_path: Path, monkeypatch: pytest.Mon
         *("--model", tmp_path / "net", "--out", tmp_path / "out", "--episodes", 4),
     ]
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
-    runpy.run_path(str(EXAMPLES / "evaluate.py"), run_name="__main__")
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(EXAMPLES / "evaluate.py"), run_name="__main__")
+    assert not stop.value.code
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert 0 < results["scores"]["final/mIoU"] <= 1
     assert "meta/mIoU" not in results["scores"]

@@ -12,6 +12,7 @@ import hdmnet
 from hdmnet.cli.convert import convert
 from hdmnet.cli.doctor import doctor
 from hdmnet.cli.encode import encode, rate
+from hdmnet.cli.evaluate import evaluate
 from hdmnet.cli.export import export
 from hdmnet.cli.models import models
 from hdmnet.cli.segment import segment
@@ -40,7 +41,7 @@ def cli(traceback: bool) -> None:
     """Segment things that you show in a few images."""
 
 
-for command in (segment, encode, rate, models, convert, export, doctor):
+for command in (segment, encode, rate, models, convert, export, evaluate, doctor):
     cli.add_command(command)
 
 
