@@ -174,6 +174,16 @@ def _encoded(network: hdmnet.HDMNet, shown: Any) -> SupportSet:
     return network.encode_supports(supports, masks, negatives or None)
 
 
+def _compute_alone() -> None:
+    """Let the operations of this thread use one core.
+
+    Otherwise PyTorch starts more threads for it, whose waiting takes a fifth of the model's time.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+
+
 def _read_ahead(paths: Iterable[Path], waiting: deque[Tensor | Path]) -> Iterator[Tensor | Path]:
     """Yield images that threads read, and put each into `waiting` too.
 
@@ -191,7 +201,7 @@ def _read_ahead(paths: Iterable[Path], waiting: deque[Tensor | Path]) -> Iterato
         return waiting[-1]
 
     ahead: deque[Future[Tensor | Path]] = deque()
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(READERS, initializer=_compute_alone) as pool:
         for path in paths:
             ahead.append(pool.submit(read, path))
             if len(ahead) > AHEAD:
@@ -221,7 +231,7 @@ def _run(
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     progress = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
     try:
-        with progress, ThreadPoolExecutor(1) as writer:
+        with progress, ThreadPoolExecutor(1, initializer=_compute_alone) as writer:
             task = progress.add_task("", total=len(todo), rate="")
             for (name, path), answer in zip(todo.items(), results, strict=True):
                 image = waiting.popleft()
