@@ -3,6 +3,8 @@
 import ast
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -391,3 +393,23 @@ def test_completion() -> None:
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
     assert done.stdout == "plain,--support\n", done.stderr
+
+
+def commands(page: str) -> list[list[str]]:
+    """Read the commands `hdmnet ...` of a page."""
+    text = (DATA.parents[1] / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line)[1:] for line in lines if line.startswith("hdmnet ")]
+
+
+def test_commands_of_the_page_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(DATA, tmp_path / "examples" / "data")
+    monkeypatch.chdir(tmp_path)
+    listed = commands("docs/command-line.md")
+    assert len(listed) == 9
+    for command in listed:
+        assert run(*command) == 0, capfd.readouterr().err
+    assert read(tmp_path / "labels" / "fish" / "query_1.png").ndim == 2
