@@ -19,6 +19,7 @@ from tqdm import tqdm
 from hdmnet import HDMNet, load_mask
 from hdmnet.data import VOID, PascalVOC
 from hdmnet.metrics import FewShotIoU
+from hdmnet.options import PredictOptions
 from hdmnet.preprocess import IGNORE
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=30, help="most scenes of each pair")
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 5])
     parser.add_argument("--min-area", type=int, default=1024, help="pixels of what is shown")
+    parser.add_argument("--presence-threshold", type=float, help="as for predict")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -75,11 +77,13 @@ def main() -> None:
             ]
         for k in args.shots:
             sets = {name: each[0].merge(*each[1:k]) for name, each in encoded.items()}
-            alone = torch.stack([model.predict(image, s).probability for s in sets.values()])
+            options: PredictOptions = {"presence_threshold": args.presence_threshold}
+            separate = [model.predict(image, s, **options) for s in sets.values()]
+            alone = torch.stack([answer.probability for answer in separate])
             best, index = alone.max(dim=0)
             answers = {
                 "separate calls": (index + 1) * (best > 0.5),
-                "one call": model.predict(image, sets).labels,
+                "one call": model.predict(image, sets, **options).labels,
             }
             for way, labels in answers.items():
                 for number, name in enumerate(pair, start=1):

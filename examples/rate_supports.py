@@ -104,13 +104,15 @@ def main() -> None:
     )
     parser.add_argument("root", type=Path, help="a folder with the layout of PASCAL VOC 2012")
     parser.add_argument("--list", default="trainaug", help="name or path of the list of images")
+    parser.add_argument("--classes", help="names, with commas between them; default: all")
     parser.add_argument("--model", default="hdmnet-lite0", help="a name, a folder or a repository")
     parser.add_argument("--trials", type=int, default=110)
     args = parser.parse_args()
 
     model = HDMNet.from_pretrained(args.model).fused()
     source = PascalVOC(args.root, args.list)
-    shown = listed_by_class(source)
+    wanted = args.classes.split(",") if args.classes else source.classes
+    shown = {c: x for c, x in listed_by_class(source).items() if source.classes[c - 1] in wanted}
     report(source, shown, [trial(model, source, shown, n) for n in tqdm(range(args.trials))])
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hdmnet.base import FewShotModel
@@ -74,6 +75,15 @@ class HDMNetInference(FewShotModel):
         """Lower the probabilities of an answer whose presence is low: see `Presence.lower`."""
         lowered = self.presence.lower(answer.probability, answer.presence)
         return replace(answer, probability=lowered)
+
+    def likeness(self, sets: list[SupportSet]) -> Tensor | None:
+        """Compare the objects of K sets by the cosine of their `ClassEvidence`, if there is one."""
+        if self.presence.evidence is None:
+            return None
+        with torch.inference_mode():
+            shown = torch.cat([self.presence.shown(s.prior_features[1]) for s in sets])
+        unit = F.normalize(shown.double().cpu(), dim=-1)
+        return unit @ unit.T
 
     def encode_negative(self, image: Tensor, mask: Tensor | None, supports: SupportSet) -> Tensor:
         """Sum the directions of what a mask shows, or else of what the model finds."""

@@ -81,6 +81,10 @@ class Predictor(nn.Module, ABC):
         """
         return sets
 
+    def likeness(self, sets: list[SupportSet]) -> Tensor | None:
+        """Compare the objects of K sets: (K, K) in [0, 1]. Without an override, None."""
+        return None
+
     def doubt(self, answer: Segmentation) -> Segmentation:
         """Lower an answer whose presence is low. Without an override, it stays as it is."""
         return answer
@@ -226,11 +230,14 @@ class Predictor(nn.Module, ABC):
         Each support segments the image of every support. With c_ij, the correlation over the
         pixels of image i between the probabilities that support j gives and the mask of i,
 
-            agreement_i = (4 · mean_{j ≠ i} c_ij + 4 · mean_{j ≠ i} c_ji + 4 · c_ii - d_i) / 11:
+            agreement_i = (4 · mean_{j ≠ i} c_ij + 4 · mean_{j ≠ i} c_ji + 3 · c_ii - 2 · d_i
+                           + 4 · mean_{j ≠ i} e_ij) / 13:
 
-        the others find its object, it finds theirs, and it finds its own. The correlation d_i
-        between the answers of two others on image i says how easy the image is. K supports cost
-        2 · K passes of the backbone and K² matches.
+        the others find its object, it finds theirs, it finds its own, and its object looks like
+        theirs. The correlation d_i between the answers of two others on image i says how easy the
+        image is. e_ij is the cosine between the `ClassEvidence` of two objects. A model without one
+        leaves the last term out, and divides by 9. K supports cost 2 · K passes of the backbone and
+        K² matches.
 
         Args:
             supports: At least two, as for `encode_supports`.
@@ -247,7 +254,11 @@ class Predictor(nn.Module, ABC):
             >>> worst = model.rate_supports(images, masks)[-1]
             >>> print(f"look at the mask of support {worst.index}: {worst.agreement:.2f}")
         """
-        return rate(*self._agreements(supports, masks))
+        images, labels = self._load_supports(supports, masks)
+        if len(images) < 2:
+            raise ValueError("got 1 support: expected at least two, which can agree or not")
+        sets = [self._encode_loaded([x], [y]) for x, y in zip(images, labels, strict=True)]
+        return rate(*self._agreements(images, labels, sets), self.likeness(sets))
 
     def select_supports(self, pool: Supports, masks: Masks, k: int) -> list[int]:
         """Choose the k supports of a larger pool that agree best, as `rate_supports` rates them.
@@ -271,12 +282,10 @@ class Predictor(nn.Module, ABC):
         _checks.check_integer("k", k, 1, len(as_list(pool)))
         return [rating.index for rating in self.rate_supports(pool, masks)[:k]]
 
-    def _agreements(self, supports: Supports, masks: Masks) -> tuple[Tensor, Tensor]:
+    def _agreements(
+        self, images: list[Tensor], labels: list[Tensor], sets: list[SupportSet]
+    ) -> tuple[Tensor, Tensor]:
         """Let each of K supports segment the images of all. Return `compare` of each image."""
-        images, labels = self._load_supports(supports, masks)
-        if len(images) < 2:
-            raise ValueError("got 1 support: expected at least two, which can agree or not")
-        sets = [self._encode_loaded([x], [y]) for x, y in zip(images, labels, strict=True)]
         groups = list(batched(sets, _MATCHED_AT_ONCE))
         size = (self.image_size, self.image_size)
         compared = []

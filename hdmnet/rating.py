@@ -43,18 +43,26 @@ def compare(probability: Tensor, label: Tensor, own: int) -> tuple[Tensor, Tenso
     return mask[:-1], pairs.mean() if len(pairs) else pairs.new_ones(())
 
 
-def rate(correlations: Tensor, easiness: Tensor) -> list[SupportRating]:
+def rate(
+    correlations: Tensor, easiness: Tensor, likeness: Tensor | None = None
+) -> list[SupportRating]:
     """Rate supports by the formula of `FewShotModel.rate_supports`.
 
     Args:
         correlations: (K, K) c_ij, of the answer of support j with the mask of image i.
         easiness: (K,) d_i, how well the answers of the others on image i agree.
+        likeness: (K, K) e_ij in [0, 1], how alike objects i and j look. None: not known.
 
     Returns:
         The ratings, best first.
     """
-    own = correlations.diagonal()
-    found, finds = ((correlations.sum(dim=d) - own) / (len(own) - 1) for d in (1, 0))
-    values = (4 * (found + finds + own) - easiness) / 11
+
+    def mean_of_others(pairs: Tensor, dim: int) -> Tensor:
+        return (pairs.sum(dim=dim) - pairs.diagonal()) / (len(pairs) - 1)
+
+    found, finds = (mean_of_others(correlations, dim) for dim in (1, 0))
+    values = (4 * found + 4 * finds + 3 * correlations.diagonal() - 2 * easiness) / 9
+    if likeness is not None:
+        values = (9 * values + 4 * mean_of_others(likeness, 1)) / 13
     order = values.argsort(descending=True, stable=True).tolist()
     return [SupportRating(i, min(max(values[i].item(), 0.0), 1.0)) for i in order]

@@ -97,14 +97,42 @@ class TestRateSupports:
             c[i] = [np.corrcoef(p, masks[i].flatten())[0, 1] for p in answers]
             d[i] = np.corrcoef(*(answers[j] for j in range(3) if j != i))[0, 1]
         expected = [
-            (4 * np.delete(c[i], i).mean() + 4 * np.delete(c[:, i], i).mean() + 4 * c[i, i] - d[i])
-            / 11
+            (
+                4 * np.delete(c[i], i).mean()
+                + 4 * np.delete(c[:, i], i).mean()
+                + 3 * c[i, i]
+                - 2 * d[i]
+            )
+            / 9
             for i in range(3)
         ]
         found = sorted(model.rate_supports(images, masks), key=lambda r: r.index)
         assert [r.index for r in found] == [0, 1, 2]
         for rating, value in zip(found, expected, strict=True):
             assert rating.agreement == pytest.approx(max(value, 0), abs=1e-5)
+
+    def test_alike_objects_agree(self) -> None:
+        """The bundled model also compares the evidence of its classifier."""
+        model = HDMNet.from_pretrained("hdmnet-lite0").fused()
+        data = Path(__file__).parents[1] / "examples" / "data"
+        shown = [data / "person" / f"support_{k}" for k in (1, 2)] + [data / "fish" / "support_1"]
+        images = [path.with_suffix(".jpg") for path in shown]
+        masks = [path.with_suffix(".png") for path in shown]
+        sets = [model.encode_supports(*pair) for pair in zip(images, masks, strict=True)]
+        evidence = [model.presence.shown(s.prior_features[1])[0] for s in sets]
+        ratings = model.rate_supports(images, masks)
+        model.presence.evidence = None
+        without = {r.index: r.agreement for r in model.rate_supports(images, masks)}
+        for rating in ratings:
+            likeness = [
+                torch.cosine_similarity(evidence[rating.index], e, dim=0).item()
+                for j, e in enumerate(evidence)
+                if j != rating.index
+            ]
+            if without[rating.index] > 0:  # it is clamped at 0
+                expected = (9 * without[rating.index] + 4 * np.mean(likeness)) / 13
+                assert rating.agreement == pytest.approx(expected, abs=1e-4)
+        assert ratings[-1].index == 2  # the fish among people
 
     def test_more_sets_than_are_matched_at_once(self, colours: ColourNet) -> None:
         images, masks = zip(*(scene(RED, seed) for seed in range(10)), strict=True)
