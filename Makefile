@@ -4,7 +4,7 @@ PYTHON ?= python
 DIST ?= dist
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-slow lint types check wheel oldest bench hostile-page clean
+.PHONY: help install test test-slow lint types check docs wheel oldest bench hostile-page clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ types: ## Check types
 	mypy
 
 check: lint types test ## Run lint, types and test: do this before a pull request
+
+docs: ## Build the site into build/docs. A warning is an error
+	$(PYTHON) -m sphinx -W --keep-going -b html docs build/docs
 
 wheel: ## Build the wheel and the source distribution into DIST (default: dist)
 	$(PYTHON) -m build --outdir $(DIST)

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = (
     "README.md",
+    "docs/index.md",
     "docs/backbones.md",
     "docs/predict.md",
     "docs/speed.md",
@@ -73,3 +74,15 @@ def test_every_public_name_is_documented() -> None:
         if name != "convert" and not (getattr(hdmnet, name).__doc__ or "").strip()
     ]
     assert not undocumented
+
+
+def test_the_reference_has_every_public_name() -> None:
+    import hdmnet
+    from hdmnet import data
+
+    pages = "".join(page.read_text(encoding="utf-8") for page in ROOT.glob("docs/api/*.md"))
+    listed = set(re.findall(r"auto(?:class|function):: (\w+)$", pages, flags=re.MULTILINE))
+    assert {*hdmnet.__all__, *hdmnet.convert.__all__} - listed == {"convert"} - listed
+    for module in ("hdmnet.data", "hdmnet.metrics", "hdmnet.onnx"):
+        assert f"automodule:: {module}\n" in pages
+    assert data.__all__  # what automodule lists
