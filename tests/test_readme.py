@@ -86,3 +86,14 @@ def test_the_reference_has_every_public_name() -> None:
     for module in ("hdmnet.data", "hdmnet.metrics", "hdmnet.onnx"):
         assert f"automodule:: {module}\n" in pages
     assert data.__all__  # what automodule lists
+
+
+def test_versions_agree() -> None:
+    import hdmnet
+
+    version = re.escape(hdmnet.__version__)
+    assert re.search(rf"^version: {version}$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    first = re.search(r"^## (\S+)", changes, re.MULTILINE)
+    assert first
+    assert first[1] == hdmnet.__version__
