@@ -56,7 +56,7 @@ def test_extras_are_installed_from_a_clone(page: str) -> None:
 
 
 def test_readme_is_short() -> None:
-    assert len(README.splitlines()) < 150
+    assert len(README.splitlines()) < 120
     assert len(snippets("README.md")) == 2
 
 
