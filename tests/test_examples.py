@@ -193,3 +193,10 @@ def test_car_parts(tmp_path: Path) -> None:
     assert made == ["mirror/images", "mirror/masks", *2 * ["trunk/images"], *2 * ["trunk/masks"]]
     mask = load_mask(next((out / "mirror" / "masks").iterdir()))
     assert mask.equal(torch.from_numpy((labels == 1) | (labels == 2)).to(mask.dtype))
+
+
+def test_look_inside(tmp_path: Path) -> None:
+    run("look_inside", tmp_path / "picture.png")
+    with Image.open(tmp_path / "picture.png") as picture:
+        pixels = np.asarray(picture.convert("L"))
+    assert (pixels < 250).mean() > 0.6  # the panels are full
