@@ -11,6 +11,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = (
     "README.md",
     "docs/index.md",
+    "docs/quickstart.md",
     "docs/backbones.md",
     "docs/predict.md",
     "docs/speed.md",
