@@ -1,6 +1,7 @@
 """hdmnet: few-shot semantic segmentation with trainable, composable parts."""
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -127,20 +128,17 @@ _HOME_OF = {
     "SupportSet": "supports",
     "Augment": "views",
 }
-_SUBMODULES = ("convert", "nn")
-
 
 if not TYPE_CHECKING:  # a type checker would take any name for an attribute
 
     def __getattr__(name: str) -> Any:
-        """Import a public name when it is first used: so `hdmnet --help` needs no PyTorch."""
-        if name in _SUBMODULES:
+        """Import a public name or a module when it is first used: `--help` needs no PyTorch."""
+        if name in _HOME_OF:
+            globals()[name] = getattr(import_module(f"hdmnet.{_HOME_OF[name]}"), name)
+            return globals()[name]
+        if not name.startswith("_") and find_spec(f"hdmnet.{name}"):
             return import_module(f"hdmnet.{name}")
-        if name not in _HOME_OF:
-            raise AttributeError(f"module 'hdmnet' has no attribute {name!r}")
-        value = getattr(import_module(f"hdmnet.{_HOME_OF[name]}"), name)
-        globals()[name] = value
-        return value
+        raise AttributeError(f"module 'hdmnet' has no attribute {name!r}")
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__, *_SUBMODULES})
+        return sorted({*globals(), *__all__})

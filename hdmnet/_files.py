@@ -26,7 +26,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """
     if not path.parent.is_dir():  # else the error would name the temporary file
         raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}")
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")  # others may write `path` too
+    temporary = path.with_name(f".{uuid4().hex[:12]}.tmp")  # others may write `path` too
 
     def finish() -> None:
         try:

@@ -15,7 +15,8 @@ class SupportRating:
     index: int
     """Its place among the supports given, from 0."""
     agreement: float
-    """In [0, 1]: 1 = all masks are predicted exactly, 0 = no better than chance."""
+    """In [0, 1], higher is better. It orders the supports of one call: with another model, or with
+    other supports beside it, the same support has another value."""
 
 
 def compare(probability: Tensor, label: Tensor, own: int) -> tuple[Tensor, Tensor]:

@@ -103,6 +103,9 @@ def test_public_names() -> None:
     assert set(hdmnet.__all__) <= set(dir(hdmnet))
     with pytest.raises(AttributeError, match="no attribute 'HDMnet'"):
         _ = hdmnet.HDMnet
+    code = "import hdmnet; print(hdmnet.images.__name__, hdmnet.nn.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "hdmnet.images hdmnet.nn\n"
 
 
 @pytest.mark.parametrize("name", ["", *cli.cli.commands])
@@ -123,7 +126,7 @@ def test_masks_equal_those_of_predict(
         assert (read(out / f"{name}.png") == 255 * mask).all()
         assert read(out / f"{name}_overlay.jpg").shape[:2] == mask.shape
     assert sorted(x.name for x in out.rglob("*.*")) == [
-        "a.png", "a_overlay.jpg", "b.v2.png", "b.v2_overlay.jpg", "hdmnet.json",
+        "a.png", "a_overlay.jpg", "b.v2.png", "b.v2_overlay.jpg", "hdmnet.jsonl",
     ]  # fmt: skip
 
 
@@ -162,10 +165,10 @@ def test_several_classes(model: HDMNet, fish: SupportSet, photos: Path, tmp_path
 
     about = json.loads((out / "query_1.json").read_text())
     assert [x["name"] for x in about["classes"]] == ["fish", "person"]
-    shown = about["classes"][1]
+    shown, mask = about["classes"][1], many.labels.numpy() == 2
     assert shown["presence"] == pytest.approx(many["person"].presence, abs=1e-4)
-    assert shown["area"] == pytest.approx(many["person"].mask.float().mean().item(), abs=1e-6)
-    rows, columns = many["person"].mask.numpy().nonzero()
+    assert shown["area"] == pytest.approx(mask.mean(), abs=1e-6)
+    rows, columns = mask.nonzero()
     assert shown["box"] == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
 
     coco = COCO(out / "coco.json")  # pycocotools reads it
@@ -209,12 +212,12 @@ def test_a_repeated_command_goes_on(
     assert run(*command) == 0
     before = (out / "coco.json").read_text()
     (out / "more/b.v2.png").unlink()
-    with (out / "coco.jsonl").open("a") as file:
+    with (out / "hdmnet.jsonl").open("a") as file:
         file.write('{"name": "a", "file')  # what a crash leaves
     times = (out / "a.png").stat().st_mtime_ns
     capfd.readouterr()
     assert run(*command) == 0
-    assert "1 of 2 images have an answer already: skipped" in capfd.readouterr().err
+    assert "skipped: 1 of 2 images have an answer already" in capfd.readouterr().err
     assert (out / "a.png").stat().st_mtime_ns == times
     assert (out / "more/b.v2.png").exists()
     assert (out / "coco.json").read_text() == before
@@ -223,15 +226,104 @@ def test_a_repeated_command_goes_on(
     assert (out / "coco.json").read_text() == before
 
 
-def test_other_supports_do_not_mix(photos: Path, tmp_path: Path, refuse: Refuse) -> None:
+def test_other_answers_do_not_mix(
+    model: HDMNet, photos: Path, tmp_path: Path, refuse: Refuse
+) -> None:
+    """What is there was made of other supports, options, weights, images, or not by the command."""
     out = tmp_path / "out"
-    assert run("segment", photos / "a.jpg", *MASKED, "--out", out) == 0
+    command = ["segment", photos / "a.jpg", *MASKED, "--out", out]
+    assert run(*command) == 0
+    before = read(out / "a.png")
     other = [f"--support={PEOPLE}/support_1.jpg", f"--mask={PEOPLE}/support_1.png"]
     error = refuse("segment", photos, *other, "--out", out)
     assert "another value of classes: choose another --out, or give --overwrite" in error
-    assert "another value of options" in refuse("segment", photos, *MASKED, "--flip", "--out", out)
-    assert not (out / "more").exists()
-    assert run("segment", photos, *other, "--out", out, "--overwrite") == 0
+    assert "another value of options" in refuse(*command, "--flip")
+    shutil.copytree(hdmnet.list_pretrained()[0].path, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["presence"]["threshold"] = 0.0  # no other supports, but other answers
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    assert "another value of model" in refuse(*command, "--model", tmp_path / "model")
+    (tmp_path / "day2").mkdir()
+    shutil.copy(FISH / "query_2.jpg", tmp_path / "day2" / "a.jpg")
+    error = refuse("segment", tmp_path / "day2", *MASKED, "--out", out)
+    assert "which is another image than" in error
+    (out / "more").mkdir()
+    (out / "more" / "b.v2.png").write_bytes((out / "a.png").read_bytes())
+    error = refuse("segment", photos, *MASKED, "--out", out)
+    assert "more/b.v2.png is there, but not from this command" in error
+    assert (read(out / "a.png") == before).all()
+
+
+def test_the_order_of_classes_counts(
+    fish: SupportSet, photos: Path, tmp_path: Path, refuse: Refuse
+) -> None:
+    fish.save(tmp_path / "fish.safetensors")
+    first, second = (f"--class={name}={tmp_path}/fish.safetensors" for name in "ab")
+    out = tmp_path / "out"
+    assert run("segment", photos / "a.jpg", first, second, "--out", out) == 0
+    error = refuse("segment", photos / "a.jpg", second, first, "--out", out)
+    assert "another value of classes" in error
+
+
+def test_overwriting_a_part_keeps_the_rest(photos: Path, tmp_path: Path, refuse: Refuse) -> None:
+    out = tmp_path / "out"
+    command = ["segment", photos, *MASKED, "--out", out, "--format=png", "--format=coco"]
+    assert run(*command) == 0
+    before = (out / "coco.json").read_text()
+    command[1] = photos / "a.jpg"
+    assert run(*command, "--overwrite") == 0
+    assert (out / "coco.json").read_text() == before
+    other = [f"--support={PEOPLE}/support_1.jpg", f"--mask={PEOPLE}/support_1.png"]
+    command[2:4] = other
+    assert run(*command, "--overwrite") == 0
+    images = json.loads((out / "coco.json").read_text())["images"]
+    assert [x["file_name"] for x in images] == [f"{photos}/a.jpg"]  # not the fish beside people
+    command[1] = photos
+    assert "an answer to more/b.v2 that was made with another value" in refuse(*command)
+
+
+def test_supports_of_another_model_leave_nothing(
+    photos: Path, tmp_path: Path, refuse: Refuse
+) -> None:
+    old = HDMNet.from_pretrained("hdmnet-lite0@1")
+    supports = old.encode_supports(FISH / "support_1.jpg", FISH / "support_1.png")
+    supports.save(tmp_path / "old.safetensors")
+    out = tmp_path / "out"
+    error = refuse("segment", photos, f"--class=fish={tmp_path}/old.safetensors", "--out", out)
+    assert "another model" in error
+    assert not out.exists()
+
+
+def test_names_of_the_commands_own_files(photos: Path, tmp_path: Path, refuse: Refuse) -> None:
+    out = tmp_path / "out"
+    for name in ("hdmnet", "coco"):
+        shutil.copy(photos / "a.jpg", photos / f"{name}.jpg")
+    command = ["segment", photos, *MASKED, "--out", out, "--format=json"]
+    assert "coco.json would be the answer to" in refuse(*command, "--format=coco")
+    assert run(*command) == 0
+    assert json.loads((out / "hdmnet.json").read_text())["image"] == f"{photos}/hdmnet.jpg"
+    assert run(*command) == 0
+
+
+def test_a_damaged_journal(photos: Path, tmp_path: Path, refuse: Refuse) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "hdmnet.jsonl").write_text("[]\n")
+    assert "line 1 of" in refuse("segment", photos, *MASKED, "--out", out)
+
+
+def test_a_name_that_is_too_long(
+    photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    name = "m" * 250  # with .jpg, it is just short enough; with _overlay.jpg, it is not
+    shutil.copy(photos / "a.jpg", photos / f"{name}.jpg")
+    (photos / "lost.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    out = tmp_path / "out"
+    assert run("segment", photos, *MASKED, "--out", out, "--overlay") == 2
+    error = capfd.readouterr().err.replace("\n", "")
+    assert "its name is too long" in error
+    assert "lost.jpg" in error
+    assert {path.name for path in out.rglob("*.png")} == {"a.png", "b.v2.png"}
 
 
 def test_bad_images_are_counted(
@@ -245,8 +337,7 @@ def test_bad_images_are_counted(
     error = capfd.readouterr().err
     assert error.count("failed: image") == 2
     assert f"{photos}/bad.jpg" in error.replace("\n", "")
-    assert "2 answers written" in error
-    assert "2 images failed" in error
+    assert f"answers written to {out}: 2; images failed: 2" in error.replace("\n", "")
     assert {x.name for x in out.rglob("*.png")} == {"a.png", "b.v2.png"}
 
 
@@ -260,6 +351,8 @@ def test_wrong_commands(photos: Path, tmp_path: Path, refuse: Refuse) -> None:
         ([photos, support, mask, "--box", "1,2,9,9"], "1 masks, 1 boxes and 0 points"),
         ([photos, mask, support, "--point", "9,9"], "stands before any --support"),
         ([photos, support, mask, "--not-point", "9,9"], "--not-point without --point"),
+        ([photos, support, "--box", "1,2,9,9", "--box", "1,2,8,8", support], "0 masks, 2 boxes"),
+        (["", support, mask], "an argument is empty"),
         ([photos, support, "--box", "1,2,3"], "'1,2,3' is not X0,Y0,X1,Y1"),
         ([photos, support, "--box", "9,2,3,8"], "x0 < x1"),
         ([photos, support, "--point", "9999,1"], "outside its image"),
@@ -288,8 +381,18 @@ def test_wrong_commands(photos: Path, tmp_path: Path, refuse: Refuse) -> None:
     error = refuse("segment", photos, *MASKED, *out)
     assert f"{photos}/a.jpg and {photos}/a.png would both be answered in a" in error
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ValueError, match="not a bundled model"):
-        cli.main(["--traceback", "segment", str(photos / "more"), *MASKED, "--model=x", "--out=o"])
+    assert "is below" in refuse("segment", photos, *MASKED, "--out", photos)
+    assert "is a folder" in refuse("encode", *MASKED, "--out", tmp_path)
+    assert "only 2 supports" in refuse("rate", *MASKED, *MASKED, "--choose", 3)
+    assert "--device warp cannot be used" in refuse("doctor", "--device", "warp")
+
+
+def test_traceback(photos: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ["segment", photos, *MASKED, "--model=x", "--out=o"]
+    assert run("--traceback", *arguments) == cli.ERROR
+    error = capfd.readouterr().err
+    assert "Traceback (most recent call last)" in error
+    assert "hdmnet: 'x' is not a bundled model" in error
 
 
 def test_patterns_and_answers_below_the_queries(photos: Path, tmp_path: Path) -> None:
@@ -379,7 +482,7 @@ def test_interrupted(photos: Path, tmp_path: Path) -> None:
         assert read(out / name).shape == (251, 320)
     assert len(json.loads((out / "coco.json").read_text())["images"]) >= len(masks)
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert f"{len(masks)} of 202 images have an answer already" in done.stderr
+    assert f"skipped: {len(masks)} of 202 images" in done.stderr
     assert len(list(out.rglob("*.png"))) == 202
     assert len(json.loads((out / "coco.json").read_text())["images"]) == 202
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from hdmnet import HDMNet, SupportSet
-from hdmnet.segmentation import Instance
+from hdmnet.segmentation import Instance, Segmentation
 
 # Their packages are large: the development extra has them, the test extra does not.
 pytestmark = pytest.mark.slow
@@ -124,7 +124,12 @@ class TestCVAT:
 
         for query in QUERIES:
             many = model.predict(query, sets)
-            parts = {name: many[name].instances(min_area=64) for name in sets}
+            parts = {
+                name: Segmentation(many.probability[i].where(many.labels == i + 1, 0)).instances(
+                    min_area=64
+                )
+                for i, name in enumerate(sets)
+            }
             shapes = self.annotate(function, query, polygons=False, least=None)
             assert [x.label_id for x in shapes] == [52] * len(parts["fish"]) + [50] * len(
                 parts["person"]
@@ -141,7 +146,7 @@ class TestCVAT:
         many = model.predict(QUERIES[0], sets)
         shapes = self.annotate(function, QUERIES[0], polygons=True, least=None)
         assert {x.type.value for x in shapes} == {"polygon"}
-        mask = many["fish"].mask.numpy()
+        mask = (many.labels == 1).numpy()
         drawn = np.zeros_like(mask)
         for shape in shapes:
             if shape.label_id == 52:

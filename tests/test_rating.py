@@ -132,7 +132,6 @@ class TestRateSupports:
             if without[rating.index] > 0:  # it is clamped at 0
                 expected = (9 * without[rating.index] + 4 * np.mean(likeness)) / 13
                 assert rating.agreement == pytest.approx(expected, abs=1e-4)
-        assert ratings[-1].index == 2  # the fish among people
 
     def test_more_sets_than_are_matched_at_once(self, colours: ColourNet) -> None:
         images, masks = zip(*(scene(RED, seed) for seed in range(10)), strict=True)
@@ -201,6 +200,16 @@ def test_compare() -> None:
     pairs = [np.corrcoef(flat[i], flat[j])[0, 1] for i, j in ((0, 1), (0, 2), (1, 2))]
     assert easiness.item() == pytest.approx(sum(pairs) / 6, abs=1e-6)  # 0 with the constant one
     assert compare(p, torch.zeros(2, 4), own=0)[0].tolist() == [0] * 5  # an empty mask
+
+
+def test_an_object_that_looks_different_comes_last() -> None:
+    correlations, easiness = torch.full((3, 3), 0.6), torch.full((3,), 0.5)
+    assert [r.index for r in rate(correlations, easiness)] == [0, 1, 2]
+    likeness = torch.tensor([[1.0, 0.1, 0.2], [0.1, 1.0, 0.9], [0.2, 0.9, 1.0]])
+    ratings = rate(correlations, easiness, likeness)
+    assert [r.index for r in ratings] == [2, 1, 0]
+    own = (4 * 0.6 + 4 * 0.6 + 3 * 0.6 - 2 * 0.5 + 4 * (0.2 + 0.9) / 2) / 13
+    assert ratings[0].agreement == pytest.approx(own)
 
 
 def test_perfect_supports_have_agreement_1() -> None:

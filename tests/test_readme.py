@@ -13,6 +13,7 @@ PAGES = (
     "docs/index.md",
     "docs/quickstart.md",
     "docs/backbones.md",
+    "docs/many-images.md",
     "docs/predict.md",
     "docs/speed.md",
     "docs/evaluation.md",

@@ -4,6 +4,7 @@ The modules of this package import no PyTorch until a command runs: so `--help` 
 """
 
 import sys
+from traceback import format_exc
 from typing import NoReturn
 
 import click
@@ -54,8 +55,6 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         sys.exit(cli.main(arguments, standalone_mode=False))
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped", err=True)
         sys.exit(INTERRUPTED)
@@ -65,8 +64,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         click.echo(f"{path}: {error.format_message()}", err=True)
         if isinstance(error, click.UsageError):
             click.echo(f"hint: {path} --help", err=True)
-    except (ImportError, OSError, TypeError, ValueError) as error:
+    except Exception as error:
         if "--traceback" in arguments:
-            raise
-        click.echo(f"hdmnet: {error}", err=True)
+            click.echo(format_exc(), err=True)
+        name = "" if isinstance(error, ImportError | OSError | ValueError) else type(error).__name__
+        text = " ".join(f"{name} {error}".split())
+        click.echo(f"hdmnet: {text}", err=True)
     sys.exit(ERROR)

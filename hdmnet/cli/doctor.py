@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import click
 
 import hdmnet
+from hdmnet.cli.options import choose_device
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 CORE = ("torch", "timm", "einops", "huggingface_hub", "safetensors", "numpy", "pillow")
@@ -30,7 +32,7 @@ TOLERANCE = {"float32": 0.002, "bfloat16": 0.03}
 
 
 @click.command()
-@click.option("--device", help="cpu, cuda, cuda:1, mps. Default: a GPU if any.")
+@click.option("--device", help="cpu, cuda, cuda:1, mps. Default: cuda if possible.")
 def doctor(device: str | None) -> int:
     """Show the versions and the device, and test the bundled models.
 
@@ -38,16 +40,16 @@ def doctor(device: str | None) -> int:
     """
     import torch
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = choose_device(device)
     click.echo(f"hdmnet {hdmnet.__version__}, Python {platform.python_version()}")
-    click.echo(", ".join(f"{name} {_version(name) or 'MISSING'}" for name in CORE))
+    click.echo(", ".join(f"{name} {_version(name)}" for name in CORE))
     for extra, packages in EXTRAS.items():
         lacking = [name for name in packages if not _version(name)]
         state = f"not installed ({', '.join(lacking)})" if lacking else "installed"
         click.echo(f"hdmnet[{extra}]: {state}")
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
-    click.echo(f"device: {device} ({name}), {torch.get_num_threads()} threads")
-    checks = [check for info in hdmnet.list_pretrained() for check in _test(info, device)]
+    name = torch.cuda.get_device_name(place) if place.type == "cuda" else platform.machine()
+    click.echo(f"device: {place} ({name}), {torch.get_num_threads()} threads")
+    checks = [check for info in hdmnet.list_pretrained() for check in _test(info, place)]
     for what, error in checks:
         click.echo(f"{what}: {error or 'ok'}")
     return int(any(error for _, error in checks))
@@ -65,7 +67,7 @@ def scene(place: float) -> tuple[Tensor, Tensor]:
     return torch.where(disc, striped, ground), disc
 
 
-def _test(info: hdmnet.PretrainedInfo, device: str) -> list[tuple[str, str]]:
+def _test(info: hdmnet.PretrainedInfo, device: torch.device) -> list[tuple[str, str]]:
     """Return what was tested, each with an error, or an empty text."""
     import torch
     import torch.nn.functional as F

@@ -48,6 +48,8 @@ def encode(folder: Path | None, out: Path, model: str, device: str | None, **giv
     FOLDER holds images/NAME.jpg with masks/NAME.png, or NAME.jpg with NAME.png. Without it, the
     options show the class.
     """
+    if out.is_dir():
+        raise click.UsageError(f"--out {out} is a folder: expected a file, such as cat.safetensors")
     supports, masks = shown(folder, given)
     negatives = list(given["negative"]) or None
     encoded = load_model(model, device).encode_supports(supports, masks, negatives)
@@ -79,6 +81,8 @@ def rate(
     if given["negative"]:
         raise click.UsageError("--negative has no effect on ratings: leave it out")
     supports, masks = shown(folder, given)
+    if choose and choose > len(supports):
+        raise click.UsageError(f"--choose {choose}: there are only {len(supports)} supports")
     ratings = load_model(model, device).rate_supports(supports, masks)
     width = max(map(len, supports))
     click.echo(f"agreement  {'support':{width}}  mask")

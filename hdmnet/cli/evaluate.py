@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -105,7 +103,6 @@ def evaluate(**given: Any) -> None:
     args.order = args.order or ("list" if published else "balanced")
     args.min_area = args.min_area or (2048 if published else 1)
     args.resize = args.resize or ("pad" if published else "stretch")
-    sys.path.insert(0, os.getcwd())  # where --network looks, as `python -m` does
     try:
         from hdmnet.cli import scoring
     except ImportError as error:

@@ -45,6 +45,8 @@ def export(
     device: str | None,
 ) -> None:
     """Write a model as ONNX graphs: two for all classes, or one for one class."""
+    if int8_supports and not int8:
+        raise click.UsageError("--int8-supports without --int8 has no effect: give pictures too")
     if int8 and not shown and not int8_supports:
         raise click.UsageError("--int8 without --class needs --int8-supports FOLDER too")
     from hdmnet.onnx import export_onnx, quantize

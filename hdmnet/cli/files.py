@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path
 
 import click
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-MAGIC = "*?["
 
 
 def find_queries(given: Iterable[str], out: Path) -> dict[str, Path]:
@@ -17,7 +17,7 @@ def find_queries(given: Iterable[str], out: Path) -> dict[str, Path]:
 
     Args:
         given: Files; folders, which are searched with their subfolders; or patterns such as
-            `photos/**/*.jpg`.
+            `photos/**/*.jpg`. Names that begin with a dot are left out.
         out: The folder of the answers, whose images are no queries.
 
     Returns:
@@ -30,41 +30,46 @@ def find_queries(given: Iterable[str], out: Path) -> dict[str, Path]:
         images = list(_expand(text))
         if not images:
             raise click.UsageError(f"{text} holds no image: expected {' '.join(sorted(SUFFIXES))}")
-        for root, path in images:
-            if own in path.resolve().parents:
-                continue
+        queries = [(root, path) for root, path in images if own not in path.resolve().parents]
+        if not queries:
+            raise click.UsageError(f"{text} is below {out}, the folder of the answers")
+        for root, path in queries:
             name = path.relative_to(root).with_suffix("").as_posix()
             if found.setdefault(name, path) != path:
                 raise click.UsageError(
                     f"{found[name]} and {path} would both be answered in {name}: segment them "
                     "separately, into two folders"
                 )
-    if not found:
-        raise click.UsageError(f"all images are below {out}, the folder of the answers")
     return found
 
 
 def _expand(text: str) -> Iterator[tuple[Path, Path]]:
     """Yield the images of one argument, each with the folder that its name starts from."""
     path = Path(text)
+    if not text:
+        raise click.UsageError("an argument is empty: expected a file, a folder or a pattern")
     if path.is_dir():
-        yield from ((path, image) for image in sorted(_images(path.rglob("*"))))
+        yield from (
+            (path, image)
+            for image in _images(glob.glob(f"{glob.escape(text)}/**/*", recursive=True))
+        )
     elif path.is_file():
         yield path.parent, path
-    elif any(sign in text for sign in MAGIC):
-        root = Path(*path.parts[: _first_magic(path)])
-        matches = (Path(match) for match in glob.glob(text, recursive=True))
-        yield from ((root, image) for image in sorted(_images(matches)))
+    elif glob.has_magic(text):
+        root = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
+        yield from ((root, image) for image in _images(glob.glob(text, recursive=True)))
     else:
         raise click.UsageError(f"{text} does not exist: expected a file, a folder or a pattern")
 
 
-def _first_magic(path: Path) -> int:
-    return next(i for i, part in enumerate(path.parts) if any(sign in part for sign in MAGIC))
-
-
-def _images(paths: Iterable[Path]) -> Iterator[Path]:
-    return (path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file())
+def _images(paths: Iterable[str]) -> list[Path]:
+    """Keep images, in order, and links that lead nowhere: to read these fails."""
+    found = (Path(path) for path in paths)
+    return sorted(
+        path
+        for path in found
+        if path.suffix.lower() in SUFFIXES and (path.is_file() or path.is_symlink())
+    )
 
 
 def folder_of_supports(folder: Path) -> tuple[list[str], list[str]]:
@@ -78,13 +83,11 @@ def folder_of_supports(folder: Path) -> tuple[list[str], list[str]]:
     """
     images, masks = folder / "images", folder / "masks"
     if images.is_dir() and masks.is_dir():
-        pictures = sorted(_images(images.iterdir()))
+        pictures = _images(map(str, images.iterdir()))
     else:
         masks = folder
-        pictures = sorted(p for p in _images(folder.iterdir()) if p.suffix.lower() != ".png")
-    mask_of = {
-        path.stem: path for path in _images(masks.iterdir()) if path.suffix.lower() == ".png"
-    }
+        pictures = [p for p in _images(map(str, folder.iterdir())) if p.suffix.lower() != ".png"]
+    mask_of = {p.stem: p for p in map(Path, masks.iterdir()) if p.suffix.lower() == ".png"}
     if not pictures:
         raise click.UsageError(
             f"{folder} has no supports: expected images/NAME.jpg with masks/NAME.png, or NAME.jpg "

@@ -10,6 +10,8 @@ import click
 import hdmnet
 
 if TYPE_CHECKING:
+    import torch
+
     from hdmnet.annotations import Annotation
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -45,7 +47,7 @@ class InOrder(click.Command):
 
 def model_options(command: Command) -> Command:
     """Add the options that choose a model and a device."""
-    command = click.option("--device", help="cpu, cuda, cuda:1, mps. Default: a GPU if any.")(
+    command = click.option("--device", help="cpu, cuda, cuda:1, mps. Default: cuda if possible.")(
         command
     )
     return click.option(
@@ -77,25 +79,34 @@ def support_options(command: Command) -> Command:
     return command
 
 
-def load_model(name: str, device: str | None) -> hdmnet.HDMNet:
-    """Load a model for inference."""
+def choose_device(name: str | None) -> torch.device:
+    """Return the device of this name, or by default a GPU of NVIDIA or AMD, if there is one.
+
+    Raises:
+        click.UsageError: If it cannot be used.
+    """
     import torch
 
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return hdmnet.HDMNet.from_pretrained(name).to(device).fused()
-    except (AssertionError, RuntimeError) as error:  # what torch says of a device it lacks
-        raise ValueError(
-            f"--device {device} cannot be used: {str(error).splitlines()[0]}"
-        ) from error
+        return torch.zeros(1, device=name).device
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise click.UsageError(f"--device {name} cannot be used: {reason}") from error
+
+
+def load_model(name: str, device: str | None) -> hdmnet.HDMNet:
+    """Load a model for inference."""
+    place = choose_device(device)
+    return hdmnet.HDMNet.from_pretrained(name).to(place).fused()
 
 
 def annotated_supports(given: dict[str, Any]) -> tuple[list[str], list[str | Annotation]]:
     """Pair the supports of a command with their masks, boxes and points.
 
-    Masks alone, or boxes alone, belong to the supports in their order. Otherwise each belongs to
-    the support before it, and so do points.
+    Each belongs to the support before it. Only if all supports come first, masks alone or boxes
+    alone belong to them in their order.
 
     Args:
         given: The values of `support_options`.
@@ -106,12 +117,14 @@ def annotated_supports(given: dict[str, Any]) -> tuple[list[str], list[str | Ann
     supports = list(given["support"])
     if not supports:
         raise click.UsageError("nothing shows the class: expected --support IMAGE --mask IMAGE")
-    used = [kind for kind in KINDS if given[kind]]
-    if used in (["mask"], ["box"]) and len(supports) == len(given[used[0]]):
-        values = given[used[0]]
-        return supports, [hdmnet.Box(*x) for x in values] if used == ["box"] else list(values)
+    order = list(_in_order(given))
+    kinds = [name for name, _ in order]
+    for kind in ("mask", "box"):
+        if kinds == ["support"] * len(supports) + [kind] * len(supports):
+            values = [value for _, value in order[len(supports) :]]
+            return supports, [hdmnet.Box(*x) for x in values] if kind == "box" else values
     found: list[dict[str, list[Any]]] = []
-    for name, value in _in_order(given):
+    for name, value in order:
         if name == "support":
             found.append({kind: [] for kind in KINDS})
         elif not found:

@@ -3,6 +3,8 @@
 import json
 import os
 import pkgutil
+import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +18,8 @@ from torchvision.utils import draw_segmentation_masks
 from tqdm import tqdm
 
 from hdmnet import FewShotModel, HDMNet
+from hdmnet._files import write_whole
+from hdmnet.cli.options import choose_device
 from hdmnet.data import (
     FSS1000,
     CocoInstances,
@@ -130,17 +134,34 @@ def report(scores: dict[str, float]) -> str:
     return "\n".join(rows)
 
 
+def find_network(name: str) -> type[FewShotModel]:
+    """Import the class of `--network`, also from the current folder.
+
+    Raises:
+        click.UsageError: If there is no such class.
+    """
+    sys.path.append(os.getcwd())
+    try:
+        network = pkgutil.resolve_name(name)
+    except (AttributeError, ImportError, ValueError) as error:
+        raise click.UsageError(f"--network {name}: {error}: expected MODULE:CLASS") from error
+    if not (isinstance(network, type) and issubclass(network, FewShotModel)):
+        raise click.UsageError(
+            f"--network {name} is no FewShotModel: expected a class of that kind"
+        )
+    return network
+
+
 def run(args: SimpleNamespace) -> None:
     """Score, and write results.json, a table, the episodes and pictures."""
-    args.device = args.device or (
-        f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    )
+    local = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else None
+    args.device = str(choose_device(args.device or (local if torch.cuda.is_available() else None)))
     if distributed := "WORLD_SIZE" in os.environ:
         if args.device.startswith("cuda"):
             torch.cuda.set_device(args.device)
         dist.init_process_group("nccl" if args.device.startswith("cuda") else "gloo")
     args.out.mkdir(parents=True, exist_ok=True)
-    network: type[FewShotModel] = pkgutil.resolve_name(args.network)
+    network = find_network(args.network)
     model = network.from_pretrained(args.model).to(args.device).fused()
     if distributed and dist.get_rank():
         dist.barrier()  # the first process reads the labels, and --cache spares the others the work
@@ -169,7 +190,10 @@ def write(
         "arguments": how,
         "scores": scores,
     }
-    (args.out / "results.json").write_text(json.dumps(results, indent=1))
-    (args.out / "results.md").write_text(report(scores) + "\n")
+    for name, text in (
+        ("results.json", json.dumps(results, indent=1)),
+        ("results.md", report(scores) + "\n"),
+    ):
+        write_whole(args.out / name, partial(Path.write_text, data=text))
     episodes.save(args.out / "episodes.json")
     click.echo(f"{report(scores)}\n{args.out / 'results.json'}")

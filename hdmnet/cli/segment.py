@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import json
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +25,10 @@ from hdmnet.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from hdmnet.images import ImageLike
     from hdmnet.supports import SupportSet
 
-AHEAD = 8
+AHEAD = 3
 """Images that are read before their turn, and answers that wait to be written."""
 READERS = 2
 MOST_FAILED = 100
@@ -102,30 +104,31 @@ def segment(
     found = find_queries(queries, out)
     shown = _shown(classes, given)
     network = load_model(model, device)
-    settings = {
-        "model": network.fingerprint(),
-        "classes": {name or "object": digest(*_sources(one)) for name, one in shown.items()},
-        "options": {name: options[name] for name in ("presence_threshold", "refine", "tile")}
-        | {"flip": flip},
-    }
     sets = {name: _encoded(network, one) for name, one in shown.items()}
-    supports = sets[None] if None in sets else {str(name): one for name, one in sets.items()}
-    answers = Answers(out, formats, overlay, tuple(str(name) for name in sets if name))
-    if not overwrite:
-        answers.load(settings)
-    todo = {name: path for name, path in found.items() if overwrite or not answers.has(name)}
-    waiting: deque[Tensor | Path] = deque()
+    answers = Answers(
+        out,
+        formats,
+        overlay,
+        tuple(name for name in sets if name),
+        settings={
+            # The fingerprint leaves out what changes no support, such as the threshold of presence.
+            "model": digest(network.fingerprint(), json.dumps(network.config, sort_keys=True)),
+            "classes": [[name, digest(*_sources(one))] for name, one in shown.items()],
+            "options": [options[key] for key in ("presence_threshold", "refine", "tile")] + [flip],
+        },
+    )
+    todo = answers.todo(found, overwrite=overwrite)
+    if skipped := len(found) - len(todo):
+        click.echo(f"skipped: {skipped} of {len(found)} images have an answer already", err=True)
+    waiting: deque[ImageLike] = deque()
     results = network.predict_iter(
         _read_ahead(todo.values(), waiting),
-        supports,
+        sets if classes else sets[""],
         augment=hdmnet.Augment(flip=True) if flip else None,
         **options,
     )
-    answers.begin(settings)  # nothing is written before supports and options are checked
-    if skipped := len(found) - len(todo):
-        click.echo(f"{skipped} of {len(found)} images have an answer already: skipped", err=True)
     failed = _run(todo, results, waiting, answers)
-    click.echo(f"{len(todo) - failed} answers written to {out}, {failed} images failed", err=True)
+    click.echo(f"answers written to {out}: {len(todo) - failed}; images failed: {failed}", err=True)
     return min(failed, MOST_FAILED)
 
 
@@ -138,14 +141,17 @@ def _require_coco() -> None:
         ) from error
 
 
-def _shown(classes: Iterable[str], given: dict[str, Any]) -> dict[str | None, Any]:
-    """Return what shows each class: a file, or supports, masks and negatives."""
+def _shown(classes: Iterable[str], given: dict[str, Any]) -> dict[str, Any]:
+    """Return what shows each class: a file, or supports, masks and negatives.
+
+    A class of `--support` has no name.
+    """
     if not classes:
         supports, masks = annotated_supports(given)
-        return {None: (supports, masks, list(given["negative"]))}
+        return {"": (supports, masks, list(given["negative"]))}
     if any(given[name] for name in ("support", "mask", "box", "point", "not_point", "negative")):
         raise click.UsageError("got --class and --support: expected one of them")
-    shown: dict[str | None, Any] = {}
+    shown: dict[str, Any] = {}
     for text in classes:
         name, equals, value = text.partition("=")
         path = Path(value)
@@ -184,23 +190,23 @@ def _compute_alone() -> None:
     torch.set_num_threads(1)
 
 
-def _read_ahead(paths: Iterable[Path], waiting: deque[Tensor | Path]) -> Iterator[Tensor | Path]:
+def _read_ahead(paths: Iterable[Path], waiting: deque[ImageLike]) -> Iterator[ImageLike]:
     """Yield images that threads read, and put each into `waiting` too.
 
     A path that cannot be read is yielded as it is: `predict_iter` makes the error.
     """
 
-    def read(path: Path) -> Tensor | Path:
+    def read(path: Path) -> ImageLike:
         try:
             return hdmnet.load_image(path)
         except (OSError, ValueError):
             return path
 
-    def next_image() -> Tensor | Path:
+    def next_image() -> ImageLike:
         waiting.append(ahead.popleft().result())
         return waiting[-1]
 
-    ahead: deque[Future[Tensor | Path]] = deque()
+    ahead: deque[Future[ImageLike]] = deque()
     with ThreadPoolExecutor(READERS, initializer=_compute_alone) as pool:
         for path in paths:
             ahead.append(pool.submit(read, path))
@@ -213,7 +219,7 @@ def _read_ahead(paths: Iterable[Path], waiting: deque[Tensor | Path]) -> Iterato
 def _run(
     todo: dict[str, Path],
     results: Iterator[Any],
-    waiting: deque[Tensor | Path],
+    waiting: deque[ImageLike],
     answers: Answers,
 ) -> int:
     """Write the answers as they come, with a progress bar. Return how many images failed."""
@@ -227,26 +233,50 @@ def _run(
     )
 
     failed = 0
-    writes: deque[Future[None]] = deque()
+    writes: deque[Future[str]] = deque()
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     progress = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+
+    def count(error: object) -> int:
+        progress.console.print(f"failed: {error}", markup=False, soft_wrap=True)
+        return 1
+
+    def settle(most: int) -> int:
+        """Wait until few writes are left. Return how many failed."""
+        lost = 0
+        while len(writes) > most or (writes and writes[0].done()):
+            error = writes.popleft().result()
+            lost += count(error) if error else 0
+        return lost
+
+    # The first answer comes before the bar: it tells whether the supports fit the model.
+    pairs = zip(todo.items(), results, strict=True)
+    first = list(islice(pairs, 1))
     try:
         with progress, ThreadPoolExecutor(1, initializer=_compute_alone) as writer:
             task = progress.add_task("", total=len(todo), rate="")
-            for (name, path), answer in zip(todo.items(), results, strict=True):
+            for (name, path), answer in chain(first, pairs):
                 image = waiting.popleft()
-                if isinstance(answer, Exception) or isinstance(image, Path):
-                    failed += 1
-                    progress.console.print(f"failed: {answer}", markup=False, soft_wrap=True)
+                if isinstance(answer, Exception):
+                    failed += count(answer)
                 else:
-                    writes.append(writer.submit(answers.write, name, path, image, answer))
-                while len(writes) > AHEAD or (writes and writes[0].done()):
-                    writes.popleft().result()
+                    writes.append(writer.submit(_write, answers, name, path, image, answer))
+                failed += settle(AHEAD)
                 progress.advance(task)
                 speed = progress.tasks[task].speed
                 progress.update(task, rate=f"{speed:.1f} images/s" if speed else "")
-            for write in writes:
-                write.result()
+            failed += settle(0)
     finally:
         answers.finish()
     return failed
+
+
+def _write(answers: Answers, name: str, path: Path, image: ImageLike, answer: Any) -> str:
+    """Write one answer. Return an error that concerns only this one, or an empty text."""
+    try:
+        answers.write(name, path, image, answer)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return f"{path}: its name is too long for the files of its answer"
+    return ""

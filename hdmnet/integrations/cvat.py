@@ -14,7 +14,7 @@ from PIL import Image
 
 from hdmnet.base import FewShotModel
 from hdmnet.model import HDMNet
-from hdmnet.segmentation import Instance
+from hdmnet.segmentation import Instance, Segmentation
 from hdmnet.supports import SupportSet
 
 try:
@@ -62,27 +62,33 @@ class FewShotDetector:
             image: The image.
         """
         many = self._model.predict(image, self._supports)
-        least = context.conf_threshold or 0.0
+        labels, least = many.labels, context.conf_threshold or 0.0
         return [
             shape
-            for i, name in enumerate(self._supports)
-            for part in many[name].instances(min_area=self._min_area)
+            for i, probability in enumerate(many.probability)
+            # Parts of the label map: classes do not overlap.
+            for part in Segmentation(probability.where(labels == i + 1, 0)).instances(
+                min_area=self._min_area
+            )
             if part.score >= least
             for shape in _shapes(i, part, polygons=context.conv_mask_to_poly)
         ]
 
 
-def create(model: str = "hdmnet-lite0", **supports: str) -> FewShotDetector:
+def create(model: str = "hdmnet-lite0", device: str = "cpu", **supports: str) -> FewShotDetector:
     """Make the function from the parameters of `cvat-cli`.
 
     Args:
         model: A bundled model, a folder, or a repository of the Hub.
-        supports: The file of each class, by the name of its label.
+        device: cpu, cuda, cuda:1 or mps.
+        supports: The file of each class, by the name of its label, which may not be one of the two
+            names above.
     """
     if not supports:
         raise ValueError("no class is given: expected -p NAME=str:FILE.safetensors")
-    network = HDMNet.from_pretrained(model).fused()
-    return FewShotDetector(network, {name: SupportSet.load(x) for name, x in supports.items()})
+    network = HDMNet.from_pretrained(model).to(device).fused()
+    sets = {name: SupportSet.load(path).to(device) for name, path in supports.items()}
+    return FewShotDetector(network, sets)
 
 
 def _shapes(label: int, part: Instance, *, polygons: bool) -> Iterator[models.LabeledShapeRequest]:

@@ -6,6 +6,8 @@ Needs the extra `fiftyone`: in a clone, `pip install '.[fiftyone]'`.
 from collections.abc import Iterable, Mapping
 from typing import Any, Unpack
 
+import numpy as np
+
 from hdmnet.base import FewShotModel
 from hdmnet.images import ImageLike
 from hdmnet.options import PredictOptions
@@ -84,7 +86,7 @@ class FewShotSegmenter(fom.Model):  # type: ignore[misc]
     def _label(self, answer: MulticlassSegmentation) -> fo.Label:
         if not self._instances:
             presence = dict(zip(answer.names, answer.presence.tolist(), strict=True))
-            return fo.Segmentation(mask=answer.labels.byte().numpy(), presence=presence)
+            return fo.Segmentation(mask=answer.labels.numpy().astype(np.uint16), presence=presence)
         found = [
             detection for name in answer.names for detection in self._detections(name, answer[name])
         ]
