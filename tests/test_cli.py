@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -346,12 +347,15 @@ def test_wrong_commands(photos: Path, tmp_path: Path, refuse: Refuse) -> None:
     support = f"--support={FISH}/support_1.jpg"
     mask = f"--mask={FISH}/support_1.png"
     for arguments, expected in (
-        ([photos], "nothing shows the class"),
-        ([photos, support], "0 masks, 0 boxes and 0 points: expected one mask"),
+        ([photos], "there is no --support"),
+        ([photos, support], "no --mask, --box or --point follows --support"),
         ([photos, support, mask, "--box", "1,2,9,9"], "1 masks, 1 boxes and 0 points"),
         ([photos, mask, support, "--point", "9,9"], "stands before any --support"),
         ([photos, support, mask, "--not-point", "9,9"], "--not-point without --point"),
-        ([photos, support, "--box", "1,2,9,9", "--box", "1,2,8,8", support], "0 masks, 2 boxes"),
+        (
+            [photos, support, "--box", "1,2,9,9", "--box", "1,2,8,8", support],
+            "0 masks, 2 boxes and 0 points",
+        ),
         (["", support, mask], "an argument is empty"),
         ([photos, support, "--box", "1,2,3"], "'1,2,3' is not X0,Y0,X1,Y1"),
         ([photos, support, "--box", "9,2,3,8"], "x0 < x1"),
@@ -372,11 +376,12 @@ def test_wrong_commands(photos: Path, tmp_path: Path, refuse: Refuse) -> None:
             ],
             "'light0' is not a bundled model",
         ),
+        ([photos, *MASKED, "--out", FISH / "query_1.jpg"], "is a file"),
         ([photos, *MASKED, "--device", "warp"], "--device warp cannot be used"),
         ([photos, *MASKED, "--tile", "1"], "tile"),
         ([photos, *MASKED, "--presence-threshold", "2"], "--presence-threshold"),
     ):
-        assert expected in refuse("segment", *arguments, *out), arguments
+        assert expected in refuse("segment", *out, *arguments), arguments
     (photos / "a.png").touch()
     error = refuse("segment", photos, *MASKED, *out)
     assert f"{photos}/a.jpg and {photos}/a.png would both be answered in a" in error
@@ -434,11 +439,23 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[st
     assert "hdmnet-lite0, float32: off by 0.7" in capfd.readouterr().out
 
 
-def test_convert_is_that_of_the_module(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_convert(tmp_path: Path, refuse: Refuse) -> None:
     path = tmp_path / "checkpoint.pth"
     torch.save({"state_dict": {}}, path)
-    assert run("convert", path, tmp_path / "out") == 1
-    assert capfd.readouterr().err.startswith("error: ")
+    assert "checkpoint" in refuse("convert", path, tmp_path / "out")
+    torch.save(hdmnet.convert.to_official(HDMNet("vgg16", base_classes=15)), path)
+    assert run("convert", path, tmp_path / "out", "--check") == 0
+    assert HDMNet.from_pretrained(tmp_path / "out").config["backbone"] == "vgg16"
+
+
+def test_warnings_are_lines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Image.new("L", Image.open(FISH / "support_1.jpg").size).save(tmp_path / "empty.png")
+    shown = [f"--support={FISH}/support_1.jpg", f"--mask={tmp_path}/empty.png"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert run("encode", *shown, "--out", tmp_path / "x.safetensors") == 0
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("warning: the mask of support 0 is empty")
 
 
 @pytest.mark.slow

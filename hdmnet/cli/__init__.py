@@ -4,6 +4,7 @@ The modules of this package import no PyTorch until a command runs: so `--help` 
 """
 
 import sys
+import warnings
 from traceback import format_exc
 from typing import NoReturn
 
@@ -46,13 +47,19 @@ for command in (segment, encode, rate, models, convert, export, evaluate, doctor
     cli.add_command(command)
 
 
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    """Show a warning as one line, without the code that it came from."""
+    click.echo(f"warning: {message}", err=True)
+
+
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command, and exit. An error is one line, with a hint if there is one.
 
     Args:
         arguments: The command line, without the program's name. None: that of the process.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    warnings.showwarning = _warn  # type: ignore[assignment]
     try:
         sys.exit(cli.main(arguments, standalone_mode=False))
     except (click.Abort, KeyboardInterrupt):

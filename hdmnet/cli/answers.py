@@ -176,11 +176,11 @@ class Answers:
             # As in the label map, where masks do not overlap.
             labels = answer.labels
             classes = [
-                {"name": name, **_measure(answer[name], labels == i)}
+                {"name": name, "label": i, **_measure(answer[name], labels == i)}
                 for i, name in enumerate(answer.names, start=1)
             ]
         else:
-            classes = [{"name": "object", **_measure(answer, answer.mask)}]
+            classes = [{"name": "object", "label": 255, **_measure(answer, answer.mask)}]
         return {
             "image": query.as_posix(),
             "height": height,

@@ -1,8 +1,8 @@
 """`hdmnet convert`: a released checkpoint becomes a folder that `--model` takes."""
 
-import click
+from pathlib import Path
 
-from hdmnet.cli.options import FILE
+import click
 
 
 @click.command(
@@ -12,14 +12,14 @@ from hdmnet.cli.options import FILE
       hdmnet convert checkpoint.pth hdmnet-resnet50 --check
     """
 )
-@click.argument("checkpoint", type=FILE)
-@click.argument("out", type=click.Path())
+@click.argument("checkpoint", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
 @click.option("--check", is_flag=True, help="Load the folder again, and compare everything.")
-def convert(checkpoint: str, out: str, check: bool) -> int:
+def convert(checkpoint: Path, out: Path, check: bool) -> None:
     """Convert a checkpoint of the authors' code, or of BAM's base learner.
 
     No code in the file is run.
     """
-    from hdmnet.convert.__main__ import main
+    from hdmnet.convert.__main__ import run
 
-    return main([checkpoint, out, *(["--check"] if check else [])])
+    run(checkpoint, out, compare=check)

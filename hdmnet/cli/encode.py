@@ -54,7 +54,7 @@ def encode(folder: Path | None, out: Path, model: str, device: str | None, **giv
     negatives = list(given["negative"]) or None
     encoded = load_model(model, device).encode_supports(supports, masks, negatives)
     encoded.save(out)
-    click.echo(f"{out}: {encoded.shots} supports")
+    click.echo(f"{out}: supports: {encoded.shots}")
 
 
 @click.command(

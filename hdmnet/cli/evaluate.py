@@ -17,7 +17,7 @@ PATH = click.Path(exists=True, path_type=Path)
 @click.command(
     epilog="""
     `torchrun --nproc-per-node N -m hdmnet evaluate ...` splits the episodes over N processes, with
-    identical results. It needs: pip install 'hdmnet[eval]'
+    identical results. It needs: pip install 'hdmnet[eval]', or '.[eval]' in a clone.
 
     \b
     Examples:
@@ -47,7 +47,9 @@ PATH = click.Path(exists=True, path_type=Path)
 @click.option("--episodes", type=click.IntRange(1), default=1000, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--annotations", type=PATH, help="COCO file of instances, for json.")
-@click.option("--list", help="List of images (pascal), or file of class names (fss).")
+@click.option(
+    "--list", type=click.Path(), help="List of images (pascal), or file of class names (fss)."
+)
 @click.option(
     "--coco-split",
     type=click.Choice(("interleaved", "contiguous")),
@@ -92,8 +94,9 @@ PATH = click.Path(exists=True, path_type=Path)
 def evaluate(**given: Any) -> None:
     """Score a model on PASCAL-5i, COCO-20i, FSS-1000 or your own data.
 
-    ROOT is the folder of the data. That of coco has `val2014` and
-    `annotations/instances_val2014.json`.
+    ROOT is the folder of the data. For coco, it holds `val2014` and
+    `annotations/instances_val2014.json`. For folders, it holds `CLASS/images/NAME.jpg` and
+    `CLASS/masks/NAME.png`.
     """
     args = SimpleNamespace(**given)
     if args.data == "json" and args.annotations is None:
@@ -103,10 +106,6 @@ def evaluate(**given: Any) -> None:
     args.order = args.order or ("list" if published else "balanced")
     args.min_area = args.min_area or (2048 if published else 1)
     args.resize = args.resize or ("pad" if published else "stretch")
-    try:
-        from hdmnet.cli import scoring
-    except ImportError as error:
-        raise ImportError(
-            f"{error}: evaluate needs pip install 'hdmnet[eval]', or '.[eval]' in a clone"
-        ) from error
+    from hdmnet.cli import scoring
+
     scoring.run(args)

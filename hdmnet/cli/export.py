@@ -33,7 +33,9 @@ CALIBRATED_ON = 64
     type=click.Path(exists=True, path_type=Path),
     help="Bake in this class: a file of `hdmnet encode`, or a folder of supports.",
 )
-@click.option("--int8", multiple=True, help="Pictures like the queries, to quantise for.")
+@click.option(
+    "--int8", multiple=True, type=click.Path(), help="Pictures like the queries, to quantise for."
+)
 @click.option("--int8-supports", type=FOLDER, help="Supports of any class, to quantise for.")
 @model_options
 def export(

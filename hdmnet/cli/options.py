@@ -66,7 +66,11 @@ def support_options(command: Command) -> Command:
     for option in (
         click.option("--negative", **image, help="An image that does not show it."),
         click.option(
-            "--not-point", **several, type=numbers(point), metavar=point, help="A pixel beside it."
+            "--not-point",
+            **several,
+            type=numbers(point),
+            metavar=point,
+            help="A pixel that is not on it.",
         ),
         click.option(
             "--point", **several, type=numbers(point), metavar=point, help="A pixel on it."
@@ -116,7 +120,7 @@ def annotated_supports(given: dict[str, Any]) -> tuple[list[str], list[str | Ann
     """
     supports = list(given["support"])
     if not supports:
-        raise click.UsageError("nothing shows the class: expected --support IMAGE --mask IMAGE")
+        raise click.UsageError("there is no --support: expected --support IMAGE --mask IMAGE")
     order = list(_in_order(given))
     kinds = [name for name, _ in order]
     for kind in ("mask", "box"):
@@ -147,6 +151,10 @@ def _in_order(given: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 def _annotation(support: str, given: dict[str, list[Any]]) -> str | Annotation:
     """Make the annotation of one support."""
     masks, boxes, positive, negative = (given[kind] for kind in KINDS)
+    if not masks and not boxes and not positive:
+        raise click.UsageError(
+            f"no --mask, --box or --point follows --support {support}: expected one for each"
+        )
     if len(masks) + len(boxes) + bool(positive) != 1:
         raise click.UsageError(
             f"--support {support} is followed by {len(masks)} masks, {len(boxes)} boxes and "

@@ -38,8 +38,8 @@ MOST_FAILED = 100
 @click.command(
     cls=InOrder,
     epilog="""
-    The exit code is the number of images that could not be read, at most 100. A wrong command, or
-    an error that ends the work, has 255, and Ctrl-C 130. A command that is repeated goes on.
+    The exit code is the number of images that failed, at most 100. It is 255 after a wrong command,
+    or an error that ended the work, and 130 after Ctrl-C. To go on, repeat the command.
 
     \b
     Examples:
@@ -50,7 +50,7 @@ MOST_FAILED = 100
           --out labels --format png --format coco --presence-threshold 0.3
     """,
 )
-@click.argument("queries", nargs=-1, required=True)
+@click.argument("queries", nargs=-1, required=True, type=click.Path())
 @support_options
 @click.option(
     "--class",
@@ -73,11 +73,11 @@ MOST_FAILED = 100
 @click.option(
     "--presence-threshold",
     type=click.FloatRange(0, 1),
-    help="Empty masks of classes less likely to be there. Default: the model's rule.",
+    help="Empty the mask of a class that is less likely. Default: the model's own rule.",
 )
 @click.option("--refine", is_flag=True, help="Let borders follow the edges of the image.")
 @click.option("--flip", is_flag=True, help="Average with the mirrored image: twice the time.")
-@click.option("--tile", type=click.IntRange(1), help="Side in pixels of tiles, for small objects.")
+@click.option("--tile", type=click.IntRange(32), help="Side in pixels of tiles, for small objects.")
 @click.option("--batch-size", type=click.IntRange(1), help="Images computed at once. Default: 1.")
 @model_options
 @click.option("--overwrite", is_flag=True, help="Segment again what is there already.")
@@ -101,6 +101,8 @@ def segment(
     options = {name: given[name] for name in ("presence_threshold", "refine", "tile", "batch_size")}
     if "coco" in formats:
         _require_coco()
+    if out.is_file():
+        raise click.UsageError(f"--out {out} is a file: expected a folder")
     found = find_queries(queries, out)
     shown = _shown(classes, given)
     network = load_model(model, device)
@@ -137,7 +139,7 @@ def _require_coco() -> None:
         import pycocotools.mask  # noqa: F401
     except ImportError as error:
         raise click.UsageError(
-            "--format coco needs pycocotools: pip install 'hdmnet[eval]'"
+            "--format coco needs pycocotools: pip install 'hdmnet[eval]', or '.[eval]' in a clone"
         ) from error
 
 
@@ -266,6 +268,9 @@ def _run(
                 speed = progress.tasks[task].speed
                 progress.update(task, rate=f"{speed:.1f} images/s" if speed else "")
             failed += settle(0)
+    except KeyboardInterrupt:
+        click.echo("whole answers are kept: repeat the command to go on", err=True)
+        raise
     finally:
         answers.finish()
     return failed

@@ -34,17 +34,32 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        state_dict, rest = read_checkpoint(options.checkpoint)
-        conversion = convert(state_dict)
-        report(conversion, rest)
-        conversion.model.save_pretrained(options.out)
-        print(f"written to {options.out}")
-        if options.check:
-            check(conversion, state_dict, options.out)
+        run(options.checkpoint, options.out, compare=options.check)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def run(checkpoint: Path, out: Path, *, compare: bool) -> None:
+    """Convert a checkpoint, and print what became of each tensor.
+
+    Args:
+        checkpoint: The .pth file.
+        out: The folder to write.
+        compare: Whether to load the folder again, and compare it with the checkpoint.
+
+    Raises:
+        OSError: If a file cannot be read or written.
+        ValueError: If the checkpoint is of another kind, or the folder differs from it.
+    """
+    state_dict, rest = read_checkpoint(checkpoint)
+    conversion = convert(state_dict)
+    report(conversion, rest)
+    conversion.model.save_pretrained(out)
+    print(f"written to {out}")
+    if compare:
+        check(conversion, state_dict, out)
 
 
 def report(conversion: Conversion, rest: list[str]) -> None:
