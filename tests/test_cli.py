@@ -483,7 +483,13 @@ def test_interrupted(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "hdmnet", "segment", str(photos), *MASKED, "--out", str(out)]
     command += ["--overlay", "--format=png", "--format=coco"]
-    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    started = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while len(list(out.glob("*.png"))) < 5:
         assert started.poll() is None, started.stderr and started.stderr.read()
         time.sleep(0.05)

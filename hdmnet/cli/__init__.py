@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         arguments: The command line, without the program's name. None: that of the process.
     """
     arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    warnings.showwarning = _warn  # type: ignore[assignment]
+    warnings.showwarning = _warn
     try:
         sys.exit(cli.main(arguments, standalone_mode=False))
     except (click.Abort, KeyboardInterrupt):
