@@ -15,7 +15,7 @@ author = "The hdmnet authors"
 version = release = installed("hdmnet")
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
@@ -23,9 +23,13 @@ extensions = [
     "sphinx_llms_txt",
 ]
 exclude_patterns = ["_build"]
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
 
 myst_heading_anchors = 3
 
+# Large packages that the reference needs only as names.
+autodoc_mock_imports = ["cvat_sdk", "fiftyone", "skimage"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True

@@ -57,6 +57,17 @@ def test_extras_are_installed_from_a_clone(page: str) -> None:
     assert "hdmnet[" not in (ROOT / page).read_text(encoding="utf-8")
 
 
+def test_the_notebook_is_the_script(tmp_path: Path) -> None:
+    """`make docs` executes the notebook. Its script is what people read and change."""
+    jupytext = pytest.importorskip("jupytext", reason="needs hdmnet[docs]")
+    notebook = jupytext.read(ROOT / "docs" / "tutorial.ipynb")
+    script = jupytext.read(ROOT / "docs" / "tutorial.py")
+    assert [(c.cell_type, c.source) for c in notebook.cells] == [
+        (c.cell_type, c.source) for c in script.cells
+    ]
+    assert not any(cell.get("outputs") for cell in notebook.cells)
+
+
 def test_readme_is_short() -> None:
     assert len(README.splitlines()) < 120
     assert len(snippets("README.md")) == 2
