@@ -12,19 +12,19 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from PIL import Image
-from pycocotools.coco import COCO
 
 import hdmnet
 from hdmnet import Box, HDMNet, Points, SupportSet, cli
 from hdmnet.cli.doctor import STORED
 
+needs_eval = pytest.mark.skipif(not find_spec("pycocotools"), reason="needs hdmnet[eval]")
 DATA = Path(__file__).parents[1] / "examples" / "data"
 FISH, PEOPLE, FELINES = DATA / "fish", DATA / "person", DATA / "feline"
 MASKED = [f"--support={FISH}/support_1.jpg", f"--mask={FISH}/support_1.png"]
@@ -145,6 +145,7 @@ def test_options_reach_predict(
     assert not read(tmp_path / "all" / "a.png").any()
 
 
+@needs_eval
 def test_several_classes(model: HDMNet, fish: SupportSet, photos: Path, tmp_path: Path) -> None:
     fish.save(tmp_path / "fish.safetensors")
     people = tmp_path / "people"
@@ -171,6 +172,8 @@ def test_several_classes(model: HDMNet, fish: SupportSet, photos: Path, tmp_path
     assert shown["area"] == pytest.approx(mask.mean(), abs=1e-6)
     rows, columns = mask.nonzero()
     assert shown["box"] == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+
+    from pycocotools.coco import COCO
 
     coco = COCO(out / "coco.json")  # pycocotools reads it
     assert [x["name"] for x in coco.loadCats(coco.getCatIds())] == ["fish", "person"]
@@ -205,6 +208,7 @@ def test_annotations_belong_to_the_support_before(
     assert torch.equal(model.predict(query, SupportSet.load(out)).probability, same)
 
 
+@needs_eval
 def test_a_repeated_command_goes_on(
     photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -266,6 +270,7 @@ def test_the_order_of_classes_counts(
     assert "another value of classes" in error
 
 
+@needs_eval
 def test_overwriting_a_part_keeps_the_rest(photos: Path, tmp_path: Path, refuse: Refuse) -> None:
     out = tmp_path / "out"
     command = ["segment", photos, *MASKED, "--out", out, "--format=png", "--format=coco"]
@@ -295,6 +300,7 @@ def test_supports_of_another_model_leave_nothing(
     assert not out.exists()
 
 
+@needs_eval
 def test_names_of_the_commands_own_files(photos: Path, tmp_path: Path, refuse: Refuse) -> None:
     out = tmp_path / "out"
     for name in ("hdmnet", "coco"):
@@ -460,6 +466,7 @@ def test_warnings_are_lines(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
 
 @pytest.mark.slow
 def test_export(model: HDMNet, fish: SupportSet, photos: Path, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs hdmnet[onnx]")
     fish.save(tmp_path / "fish.safetensors")
     baked = ["export", tmp_path / "fish", "--class", tmp_path / "fish.safetensors"]
     assert run(*baked) == 0
@@ -474,6 +481,7 @@ def test_export(model: HDMNet, fish: SupportSet, photos: Path, tmp_path: Path) -
     assert (tmp_path / "int8" / "segment.onnx").stat().st_size < size
 
 
+@needs_eval
 @pytest.mark.slow
 def test_interrupted(photos: Path, tmp_path: Path) -> None:
     """Ctrl-C leaves whole files only, and the same command goes on."""
