@@ -290,7 +290,7 @@ class MulticlassSegmentation:
             raise ValueError(f"category_ids has no number for {', '.join(lacking)}: give one")
         return [
             result
-            for name, only in self._without_overlaps().items()
+            for name, only in self.without_overlaps().items()
             for result in only.to_coco(image_id=image_id, category_id=numbers[name])
         ]
 
@@ -302,9 +302,10 @@ class MulticlassSegmentation:
             `id` and `label_id` (both the number in `labels`) and `score`, the mean probability of
             its pixels. `supervision.Detections.from_transformers` reads it.
         """
-        return _to_transformers(self.labels, dict(enumerate(self._without_overlaps().values(), 1)))
+        return _to_transformers(self.labels, dict(enumerate(self.without_overlaps().values(), 1)))
 
-    def _without_overlaps(self) -> dict[str, Segmentation]:
+    def without_overlaps(self) -> dict[str, Segmentation]:
+        """Return each class with the pixels of `labels` that are its own, and 0 elsewhere."""
         labels = self.labels
         return {
             name: Segmentation(self.probability[i].where(labels == i + 1, 0))

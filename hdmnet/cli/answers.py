@@ -14,8 +14,6 @@ import click
 import hdmnet
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from hdmnet.images import ImageLike
     from hdmnet.segmentation import MulticlassSegmentation, Segmentation
 
@@ -70,10 +68,9 @@ class Answers:
         Raises:
             click.UsageError: If a file in the folder is something else than the answer to a query.
         """
-        if "coco" in self.formats and "json" in self.formats and Path(COCO).stem in queries:
-            raise click.UsageError(
-                f"{COCO} would be the answer to {queries['coco']} and that to all"
-            )
+        same = queries.get(Path(COCO).stem)
+        if same and "coco" in self.formats and "json" in self.formats:
+            raise click.UsageError(f"{COCO} would be the answer to {same} and that to all")
         return {
             name: path for name, path in queries.items() if overwrite or not self._has(name, path)
         }
@@ -173,14 +170,12 @@ class Answers:
     def _describe(self, query: Path, answer: Answer) -> dict[str, Any]:
         height, width = answer.probability.shape[-2:]
         if isinstance(answer, hdmnet.MulticlassSegmentation):
-            # As in the label map, where masks do not overlap.
-            labels = answer.labels
             classes = [
-                {"name": name, "label": i, **_measure(answer[name], labels == i)}
-                for i, name in enumerate(answer.names, start=1)
+                {"name": name, "label": i, **_measure(only, answer[name].presence)}
+                for i, (name, only) in enumerate(answer.without_overlaps().items(), start=1)
             ]
         else:
-            classes = [{"name": "object", "label": 255, **_measure(answer, answer.mask)}]
+            classes = [{"name": "object", "label": 255, **_measure(answer, answer.presence)}]
         return {
             "image": query.as_posix(),
             "height": height,
@@ -212,14 +207,15 @@ def _write(path: Path, content: str | Callable[[Path], object]) -> None:
     write_whole(path, content if callable(content) else lambda file: file.write_text(content))
 
 
-def _measure(answer: Segmentation, mask: Tensor) -> dict[str, Any]:
+def _measure(answer: Segmentation, presence: float) -> dict[str, Any]:
     """Describe the mask of one class: presence, share of the image, mean probability, box."""
+    mask = answer.mask
     rows, columns = mask.any(dim=1).nonzero(), mask.any(dim=0).nonzero()
     box = None
     if len(rows):
         box = [columns[0].item(), rows[0].item(), columns[-1].item() + 1, rows[-1].item() + 1]
     return {
-        "presence": round(answer.presence, 4),
+        "presence": round(presence, 4),
         "area": round(mask.float().mean().item(), 6),
         "score": round(answer.probability[mask].mean().item(), 4) if box else None,
         "box": box,

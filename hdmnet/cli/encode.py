@@ -9,14 +9,13 @@ import click
 
 from hdmnet.cli.files import folder_of_supports
 from hdmnet.cli.options import (
+    FOLDER,
     InOrder,
     annotated_supports,
     load_model,
     model_options,
     support_options,
 )
-
-FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 def shown(folder: Path | None, given: dict[str, Any]) -> tuple[list[str], list[Any]]:

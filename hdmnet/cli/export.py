@@ -8,10 +8,8 @@ from tempfile import TemporaryDirectory
 
 import click
 
-import hdmnet
-from hdmnet.cli.encode import FOLDER
 from hdmnet.cli.files import find_queries, folder_of_supports
-from hdmnet.cli.options import load_model, model_options
+from hdmnet.cli.options import FOLDER, class_at, encoded, load_model, model_options
 
 CALIBRATED_ON = 64
 """Most pictures that int8 looks at."""
@@ -54,11 +52,7 @@ def export(
     from hdmnet.onnx import export_onnx, quantize
 
     network = load_model(model, device)
-    supports = None
-    if shown is not None and shown.is_dir():
-        supports = network.encode_supports(*folder_of_supports(shown))
-    elif shown is not None:
-        supports = hdmnet.SupportSet.load(shown)
+    supports = encoded(network, class_at(shown)) if shown else None
     with TemporaryDirectory() as folder:
         target = Path(folder) if int8 else out
         written: tuple[Path, ...]

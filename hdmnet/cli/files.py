@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+from hdmnet._formats import SUFFIXES
 
 
 def find_queries(given: Iterable[str], out: Path) -> dict[str, Path]:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import click
 
 import hdmnet
+from hdmnet.cli.files import folder_of_supports
 
 if TYPE_CHECKING:
     import torch
 
     from hdmnet.annotations import Annotation
+    from hdmnet.supports import SupportSet
+
+    Shown: TypeAlias = Path | tuple[list[str], list[Any], list[str]]
+    """A file of an encoded class; or supports, their masks, and negatives."""
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 FILE = click.Path(exists=True, dir_okay=False)
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 KINDS = ("mask", "box", "point", "not_point")
 _ORDER = "hdmnet.order"
 
@@ -104,6 +111,19 @@ def load_model(name: str, device: str | None) -> hdmnet.HDMNet:
     """Load a model for inference."""
     place = choose_device(device)
     return hdmnet.HDMNet.from_pretrained(name).to(place).fused()
+
+
+def class_at(path: Path) -> Shown:
+    """Return what shows the class in a file of `hdmnet encode`, or in a folder of supports."""
+    return (*folder_of_supports(path), []) if path.is_dir() else path
+
+
+def encoded(network: hdmnet.HDMNet, shown: Shown) -> SupportSet:
+    """Load a class, or encode it."""
+    if isinstance(shown, Path):
+        return hdmnet.SupportSet.load(shown).to(next(network.parameters()).device)
+    supports, masks, negatives = shown
+    return network.encode_supports(supports, masks, negatives or None)
 
 
 def annotated_supports(given: dict[str, Any]) -> tuple[list[str], list[str | Annotation]]:

@@ -15,10 +15,12 @@ import click
 
 import hdmnet
 from hdmnet.cli.answers import FORMATS, Answers, digest
-from hdmnet.cli.files import find_queries, folder_of_supports
+from hdmnet.cli.files import find_queries
 from hdmnet.cli.options import (
     InOrder,
     annotated_supports,
+    class_at,
+    encoded,
     load_model,
     model_options,
     support_options,
@@ -26,7 +28,6 @@ from hdmnet.cli.options import (
 
 if TYPE_CHECKING:
     from hdmnet.images import ImageLike
-    from hdmnet.supports import SupportSet
 
 AHEAD = 3
 """Images that are read before their turn, and answers that wait to be written."""
@@ -96,7 +97,8 @@ def segment(
     """Segment images: files, folders, or patterns in quotes.
 
     NAME.jpg becomes OUT/NAME.png, and folder/a/NAME.jpg becomes OUT/a/NAME.png. An annotation
-    belongs to the --support before it; masks alone, or boxes alone, are taken in their order.
+    belongs to the --support before it. After all supports, only masks, or only boxes, are taken in
+    their order.
     """
     options = {name: given[name] for name in ("presence_threshold", "refine", "tile", "batch_size")}
     if "coco" in formats:
@@ -106,7 +108,7 @@ def segment(
     found = find_queries(queries, out)
     shown = _shown(classes, given)
     network = load_model(model, device)
-    sets = {name: _encoded(network, one) for name, one in shown.items()}
+    sets = {name: encoded(network, one) for name, one in shown.items()}
     answers = Answers(
         out,
         formats,
@@ -161,7 +163,7 @@ def _shown(classes: Iterable[str], given: dict[str, Any]) -> dict[str, Any]:
             raise click.UsageError(f"--class {text}: expected NAME=PATH, with a path that exists")
         if name in shown:
             raise click.UsageError(f"--class {name} is given twice: give it one folder or file")
-        shown[name] = (*folder_of_supports(path), []) if path.is_dir() else path
+        shown[name] = class_at(path)
     return shown
 
 
@@ -173,13 +175,6 @@ def _sources(shown: Any) -> Iterator[str | Path]:
     supports, masks, negatives = shown
     for part in (*supports, *masks, *negatives):
         yield Path(part) if isinstance(part, str) else repr(part)
-
-
-def _encoded(network: hdmnet.HDMNet, shown: Any) -> SupportSet:
-    if isinstance(shown, Path):
-        return hdmnet.SupportSet.load(shown).to(next(network.parameters()).device)
-    supports, masks, negatives = shown
-    return network.encode_supports(supports, masks, negatives or None)
 
 
 def _compute_alone() -> None:

@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hdmnet._formats import SUFFIXES
 from hdmnet.data.source import VOID, LabelledImages, read_pixels, require_files
 from hdmnet.images import load_mask
 from hdmnet.preprocess import IGNORE
-
-_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
 class _ClassFolders(LabelledImages):
@@ -117,7 +116,7 @@ class FSS1000(_ClassFolders):
         return (read_pixels(self._masks[index], mode="L") >= 128).astype(np.uint8)
 
 
-def _images(folder: Path, suffixes: Collection[str] = _SUFFIXES) -> list[Path]:
+def _images(folder: Path, suffixes: Collection[str] = SUFFIXES) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     found = (path for path in folder.iterdir() if path.suffix.lower() in suffixes)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from hdmnet.base import FewShotModel
 from hdmnet.model import HDMNet
-from hdmnet.segmentation import Instance, Segmentation
+from hdmnet.segmentation import Instance
 from hdmnet.supports import SupportSet
 
 try:
@@ -62,14 +62,11 @@ class FewShotDetector:
             image: The image.
         """
         many = self._model.predict(image, self._supports)
-        labels, least = many.labels, context.conf_threshold or 0.0
+        least = context.conf_threshold or 0.0
         return [
             shape
-            for i, probability in enumerate(many.probability)
-            # Parts of the label map: classes do not overlap.
-            for part in Segmentation(probability.where(labels == i + 1, 0)).instances(
-                min_area=self._min_area
-            )
+            for i, only in enumerate(many.without_overlaps().values())
+            for part in only.instances(min_area=self._min_area)
             if part.score >= least
             for shape in _shapes(i, part, polygons=context.conv_mask_to_poly)
         ]
