@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("photos", type=Path, help="folder that photographs.py wrote")
     parser.add_argument("split", choices=("train", "val"))
     parser.add_argument("--sets", nargs="+", help="default: all of the split")
+    parser.add_argument("--part", type=float, default=1.0, help="share of the scenes of training")
     parser.add_argument("--backbone", choices=BACKBONES, default="lite0")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     args = parser.parse_args()
@@ -45,7 +46,7 @@ def main() -> None:
         else:
             scenes = ComposedScenes(args.data, args.split, SIZE)
             in_validation = VALIDATION_COMPOSED
-        count = COUNTS[name] if args.split == "train" else in_validation
+        count = round(args.part * COUNTS[name]) if args.split == "train" else in_validation
         folder = args.data / "features" / args.backbone / f"{name}-{args.split}"
         # Other random numbers for each split; the same for each backbone.
         seed = ("train", "val").index(args.split)

@@ -11,6 +11,7 @@ import argparse
 import json
 import logging
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
@@ -56,6 +57,7 @@ class Settings:
     seed: int = 0
     learning_rate: float = 3e-4
     head_multiplier: float = 2.0
+    shots: int = 5  # most supports of an episode
     real: float = 0.55  # share of the episodes that show real photographs
     same: float = 0.25  # share of the episodes with one object, or photograph
     own: float = 0.25  # share of the one-shot episodes that segment the support itself
@@ -151,12 +153,14 @@ def validate(model: HDMNet, episodes: Episodes, *, shots: int) -> np.ndarray:
 class Run:
     """A training run in a folder."""
 
-    def __init__(self, data: Path, folder: Path, settings: Settings) -> None:
+    def __init__(
+        self, data: Path, folder: Path, settings: Settings, *, validation: Sequence[str] = (*SETS,)
+    ) -> None:
         self._folder, self._settings = folder, settings
         features = data / "features" / settings.backbone
         shares = settings.sets("train")
         self._training = Mixture({features / name: share for name, share in shares.items()})
-        self._validation = {name: features / f"{name}-val" for name in SETS}
+        self._validation = {name: features / f"{name}-val" for name in validation}
         presence = {"scale": 10.0, "bias": -5.0, "center": self._training.mean_f4()}
         torch.manual_seed(settings.seed)
         self._rng = np.random.default_rng(settings.seed)
@@ -208,7 +212,7 @@ class Run:
         settings, model = self._settings, self._model
         model.frozen_norm = self._step > settings.free_norms * settings.steps
         model.train()
-        shots = int(self._rng.choice(list(SHOTS), p=list(SHOTS.values())))
+        shots = min(settings.shots, self._rng.choice(list(SHOTS), p=list(SHOTS.values())))
         rivals = int(self._rng.choice(list(RIVALS), p=list(RIVALS.values())))
         batch = self._training.batch(
             self._rng,
