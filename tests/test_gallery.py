@@ -60,6 +60,7 @@ def test_the_page_shows_every_strip() -> None:
     shown = re.findall(r"!\[[^\]]{20,}\]\(gallery/([^)]+)\)", page)
     assert sorted(shown) == sorted(path.name for path in STRIPS.iterdir())
     assert len(SCRIPT.read_text(encoding="utf-8").splitlines()) < 120
+    assert f"{len(list(PHOTOGRAPHS.glob('*/query_*.jpg')))} queries in all" in page
 
 
 def test_every_photograph_has_a_row_with_its_license() -> None:
