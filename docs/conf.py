@@ -47,6 +47,7 @@ COPIES = {
     "about/benchmarks": "benchmarks/README.md",
     "about/changelog": "CHANGELOG.md",
     "about/contributing": "CONTRIBUTING.md",
+    "about/gallery-photographs": "examples/gallery/README.md",
     "about/hdmnet-lite0": "hdmnet/weights/hdmnet-lite0/README.md",
     "about/hdmnet-lite0-1": "hdmnet/weights/hdmnet-lite0@1/README.md",
     "about/security": "SECURITY.md",
