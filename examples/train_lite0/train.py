@@ -212,7 +212,8 @@ class Run:
         settings, model = self._settings, self._model
         model.frozen_norm = self._step > settings.free_norms * settings.steps
         model.train()
-        shots = min(settings.shots, self._rng.choice(list(SHOTS), p=list(SHOTS.values())))
+        drawn = int(self._rng.choice(list(SHOTS), p=list(SHOTS.values())))
+        shots = min(settings.shots, drawn)
         rivals = int(self._rng.choice(list(RIVALS), p=list(RIVALS.values())))
         batch = self._training.batch(
             self._rng,

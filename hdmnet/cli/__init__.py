@@ -12,6 +12,7 @@ import click
 
 import hdmnet
 from hdmnet.cli.convert import convert
+from hdmnet.cli.demo import demo
 from hdmnet.cli.doctor import doctor
 from hdmnet.cli.encode import encode, rate
 from hdmnet.cli.evaluate import evaluate
@@ -43,7 +44,7 @@ def cli(traceback: bool) -> None:
     """Segment things that you show in a few images."""
 
 
-for command in (segment, encode, rate, models, convert, export, evaluate, doctor):
+for command in (segment, encode, rate, models, convert, export, evaluate, doctor, demo):
     cli.add_command(command)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import click
 
 import hdmnet
+from hdmnet._coco import coco_dataset
 
 if TYPE_CHECKING:
     from hdmnet.images import ImageLike
@@ -108,28 +109,7 @@ class Answers:
         }
         if "coco" not in self.formats or not records:
             return
-        import pycocotools.mask as coco
-
-        images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
-        for number, record in enumerate(records.values(), start=1):
-            images.append(
-                {"id": number} | {key: record[key] for key in ("file_name", "height", "width")}
-            )
-            for result in record["results"]:
-                run_lengths = result["segmentation"]
-                about = {
-                    "id": len(annotations) + 1,
-                    "image_id": number,
-                    "area": int(coco.area(run_lengths)),
-                    "bbox": coco.toBbox(run_lengths).tolist(),
-                    "iscrowd": 0,
-                }
-                annotations.append(result | about)
-        categories = [
-            {"id": i, "name": name} for i, name in enumerate(self.names or ("object",), 1)
-        ]
-        content = {"images": images, "annotations": annotations, "categories": categories}
+        content = coco_dataset(records.values(), self.names or ("object",))
         _write(self.folder / COCO, json.dumps(content))
 
     def _has(self, name: str, query: Path) -> bool:

@@ -21,6 +21,7 @@ EXTRAS = {
     "eval": ("pycocotools", "scipy", "torchmetrics", "torchvision"),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "ray": ("ray",),
+    "demo": ("gradio",),
 }
 STORED = {
     "hdmnet-lite0": (0.140, 0.805, 0.281, 0.133, 0.790, 0.265),
