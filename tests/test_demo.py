@@ -90,6 +90,7 @@ class Visitor:
 
     def __init__(self, page: Any, address: str) -> None:
         self.page = page
+        self._program = ""
         page.set_default_timeout(ANSWERS)
         page.goto(address)
         page.wait_for_selector("#supports")
@@ -173,16 +174,17 @@ class Visitor:
         return files
 
     def python(self) -> str:
-        """Return the program that the page writes."""
+        """Return the program that the page writes. It is another one than before."""
         self.open_tab("Python")
-        text = "document.querySelector('#code')?.innerText"
-        before = self.page.evaluate(text)
         self.page.click("#python")
-        self.page.wait_for_function(
-            f"before => {text} !== before && {text}.includes('from hdmnet')", arg=before
-        )
-        lines = self.page.locator("#code .cm-line").all_inner_texts()
-        return "\n".join(line.replace("\xa0", " ") for line in lines)
+        limit, program = time.monotonic() + ANSWERS / 1000, ""
+        while program in ("", self._program):
+            assert time.monotonic() < limit, "there is no new program"
+            self.page.wait_for_timeout(200)
+            lines = self.page.locator("#code .cm-line").all_inner_texts()
+            program = "\n".join(line.replace("\xa0", " ") for line in lines).strip()
+        self._program = program
+        return program
 
     def wait_for_message(self, text: str) -> None:
         self.page.get_by_text(text).first.wait_for()
