@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw
+from predict import strip
 
 from hdmnet import Box, HDMNet, Segmentation, load_mask
 
@@ -38,7 +39,7 @@ TASKS: tuple[tuple[str, str, tuple[int, ...], Box | None, dict[str, Any]], ...] 
     ("galaxies", "galaxies", (1,), Box(165, 125, 283, 314), {}),
 )
 ROOT = Path(__file__).parents[1]
-WIDTH, HEIGHT, GAP = 900, 240, 6  # pixels: width of a strip, its largest height
+WIDTH, HEIGHT, BETWEEN = 900, 240, 24  # pixels: of a strip, and between supports and queries
 BLUE = (0, 110, 255)
 
 
@@ -81,22 +82,6 @@ def outline(model: HDMNet, support: Path, annotation: Box | Path) -> Image.Image
     return drawn
 
 
-def strip(supports: list[Image.Image], queries: list[Image.Image]) -> Image.Image:
-    """Draw images side by side, supports before queries, as high as the width allows."""
-    images = [*supports, *queries]
-    gaps = GAP * (len(images) + 2)  # the gap before the queries is wider
-    aspect = sum(image.width / image.height for image in images)
-    height = min(HEIGHT, int((WIDTH - gaps) / aspect))
-    drawn = Image.new("RGB", (WIDTH, height), "white")
-    x = 0
-    for number, image in enumerate(images):
-        x += 3 * GAP if number == len(supports) else 0
-        scaled = image.resize((round(height * image.width / image.height), height))
-        drawn.paste(scaled, (x, 0))
-        x += scaled.width + GAP
-    return drawn.crop((0, 0, x - GAP, height))
-
-
 def main() -> None:
     """Parse the command line, segment all tasks, and write their strips."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -112,7 +97,8 @@ def main() -> None:
             logger.info("%s", name)
             path = ROOT / "examples" / "gallery" / folder
             images = segment_task(model, path, numbers, annotation, options)
-            strip(*images).save(args.out / f"{name}.jpg", quality=85, optimize=True)
+            drawn = strip(*images, width=WIDTH, height=HEIGHT, between=BETWEEN)
+            drawn.save(args.out / f"{name}.jpg", quality=85, optimize=True)
 
 
 if __name__ == "__main__":

@@ -57,27 +57,45 @@ def outline(support: Path, mask: Path) -> Image.Image:
     return given.overlay(support, color=(0, 110, 255))
 
 
+def strip(
+    supports: list[Image.Image],
+    queries: list[Image.Image],
+    *,
+    width: int = WIDTH,
+    height: int = HEIGHT,
+    between: int = 5 * GAP,
+) -> Image.Image:
+    """Draw images side by side, supports before queries, as high as the width allows.
+
+    Args:
+        supports: Overlays of the supports.
+        queries: Overlays of the queries.
+        width: Largest width, in pixels.
+        height: Largest height, in pixels.
+        between: Pixels between the last support and the first query.
+    """
+    images = [*supports, *queries]
+    gaps = GAP * (len(images) - 2) + between
+    aspect = sum(image.width / image.height for image in images)
+    height = min(height, int((width - gaps) / aspect))
+    drawn = Image.new("RGB", (width, height), "white")
+    x = 0
+    for number, image in enumerate(images):
+        x += between - GAP if number == len(supports) else 0
+        scaled = image.resize((round(height * image.width / image.height), height))
+        drawn.paste(scaled, (x, 0))
+        x += scaled.width + GAP
+    return drawn.crop((0, 0, x - GAP, height))
+
+
 def overview(rows: list[tuple[list[Image.Image], list[Image.Image]]]) -> Image.Image:
-    """Draw one row per class, supports before queries, as high as the width allows."""
-    strips = []
-    for supports, queries in rows:
-        images = [*supports, *queries]
-        gaps = GAP * (len(images) + 3)  # the gap before the queries is wider
-        aspect = sum(image.width / image.height for image in images)
-        height = min(HEIGHT, int((WIDTH - gaps) / aspect))
-        strip = Image.new("RGB", (WIDTH, height), "white")
-        x = 0
-        for number, image in enumerate(images):
-            x += 4 * GAP if number == len(supports) else 0
-            scaled = image.resize((round(height * image.width / image.height), height))
-            strip.paste(scaled, (x, 0))
-            x += scaled.width + GAP
-        strips.append(strip)
+    """Draw one row per class."""
+    strips = [strip(*row) for row in rows]
     canvas = Image.new("RGB", (WIDTH, sum(s.height + GAP for s in strips) - GAP), "white")
     y = 0
-    for strip in strips:
-        canvas.paste(strip, (0, y))
-        y += strip.height + GAP
+    for drawn in strips:
+        canvas.paste(drawn, (0, y))
+        y += drawn.height + GAP
     return canvas
 
 

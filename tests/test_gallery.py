@@ -25,6 +25,7 @@ def run_snippets(code: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, 
 
 
 def draw(out: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.syspath_prepend(SCRIPT.parent)  # as if it was started
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--out", str(out), *arguments])
     runpy.run_path(str(SCRIPT), run_name="__main__")
 

@@ -154,7 +154,12 @@ class Run:
     """A training run in a folder."""
 
     def __init__(
-        self, data: Path, folder: Path, settings: Settings, *, validation: Sequence[str] = (*SETS,)
+        self,
+        data: Path,
+        folder: Path,
+        settings: Settings,
+        *,
+        validation: Sequence[str] = tuple(SETS),
     ) -> None:
         self._folder, self._settings = folder, settings
         features = data / "features" / settings.backbone

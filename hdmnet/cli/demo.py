@@ -1,5 +1,7 @@
 """`hdmnet demo`: a page in the browser."""
 
+import logging
+
 import click
 
 from hdmnet.cli.options import load_model, model_options
@@ -21,8 +23,6 @@ def demo(host: str, port: int | None, model: str, device: str | None) -> None:
 
     Only this machine can open the page, unless --host says otherwise. Needs the extra `demo`.
     """
-    import logging
-
     from hdmnet.demo import launch
 
     logging.basicConfig(format="%(message)s")

@@ -8,7 +8,7 @@ from html import escape
 
 from PIL import Image
 
-from hdmnet.demo.visit import Choice, Visit
+from hdmnet.demo.visit import Choice, Visit, alone
 
 
 def image_url(picture: Image.Image) -> str:
@@ -32,8 +32,7 @@ def figures(visit: Visit, choice: Choice) -> str:
             f"{name}: presence {answer[name].presence:.2f}, {parts[name].mask.float().mean():.0%}"
             for name in answer.names
         )
-        several = len(answer.names) > 1
-        overlay = (answer if several else answer[answer.names[0]]).overlay(query.image)
+        overlay = alone(answer).overlay(query.image)
         caption = f"<b>{escape(query.name)}</b><br>{escape(found)}"
         drawn.append(
             f"<figure>{image(overlay, query.name)}<figcaption>{caption}</figcaption></figure>"

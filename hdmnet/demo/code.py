@@ -8,6 +8,7 @@ from typing import Any
 
 from hdmnet.annotations import Box, Points
 from hdmnet.demo.visit import Choice, Support, Visit
+from hdmnet.model import HDMNet
 
 
 def python_code(visit: Visit, model: str, choice: Choice) -> str:
@@ -31,12 +32,12 @@ def python_code(visit: Visit, model: str, choice: Choice) -> str:
             negatives[name] = [pair if pair[1] else pair[0] for pair in others]
     queries = [query.name for query in visit.queries]
     kinds = {type(s.annotation) for shown in visit.classes.values() for s in shown}
-    names = ["HDMNet", *sorted(kind.__name__ for kind in kinds & {Box, Points})]
+    names = sorted(kind.__name__ for kind in {HDMNet} | kinds & {Box, Points})
     options = ", negatives=negatives" if negatives else ""
     if choice.presence is not None:
         options += f", presence_threshold={choice.presence:g}"
     lines = [
-        f"from hdmnet import {', '.join(sorted(names))}",
+        f"from hdmnet import {', '.join(names)}",
         "",
         f'model = HDMNet.from_pretrained("{model}").fused()',
         _assign("supports", supports),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -105,14 +104,12 @@ class Events:
 
     def take_mask(self, request: gr.Request, file: str, *shown: Any) -> list[Any]:
         """Take the mask of the picture from an upload."""
-
-        def change(visit: Visit, page: Shown, support: Support) -> None:
-            try:
-                support.load_mask(file)
-            finally:
-                _discard(file)
-
-        return self._change(request, shown, change)
+        try:
+            return self._change(
+                request, shown, lambda visit, page, support: support.load_mask(file)
+            )
+        finally:
+            _discard(file)
 
     def set_negative(self, request: gr.Request, negative: bool, *shown: Any) -> list[Any]:
         """Say whether the picture shows something else."""
@@ -169,11 +166,7 @@ class Events:
     def pack(self, request: gr.Request, *choice: Any) -> str:
         """Make the files of masks and classes."""
         with self._visit(request) as visit:
-            if not visit.answers:
-                raise ValueError("there is no answer yet: segment a picture first")
-            chosen = _choice(*choice)
-            coco = json.dumps(visit.coco(chosen)).encode()
-            files = {"masks.zip": visit.masks(chosen), "coco.json": coco}
+            files = visit.answer_files(_choice(*choice))
             return _html.links(files | visit.class_files())
 
     def bake(self, request: gr.Request) -> str:

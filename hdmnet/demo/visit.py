@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import RLock
-from typing import TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -46,13 +47,13 @@ class Picture:
     """(width, height) of the file."""
 
     @classmethod
-    def read(cls, path: str | Path, name: str | None = None) -> Picture:
+    def read(cls, path: str | Path) -> Self:
         """Read a file.
 
         Raises:
             ValueError: If it is not an image. The message has the visitor's name of the file.
         """
-        name = name or Path(path).name
+        name = Path(path).name
         try:
             pixels = load_image(path)
         except (OSError, TypeError, ValueError) as error:
@@ -211,7 +212,7 @@ class Visit:
         """
         if not NAME.fullmatch(name):
             raise ValueError(f"{name!r} is no name of a class: use letters, digits, space, - . _")
-        support = Support(**vars(Picture.read(path)))
+        support = Support.read(path)
         taken = {other.name for other in self.classes.get(name, [])}
         support.name = _unique(support.name, taken)
         self.classes.setdefault(name, []).append(support)
@@ -305,39 +306,35 @@ class Visit:
                 parts[name] = replace(part, probability=_moved(part.probability, choice.threshold))
             yield query, MulticlassSegmentation.from_answers(parts)
 
-    def masks(self, choice: Choice) -> bytes:
-        """Return a ZIP file: a mask of each query, in its own size, and `annotations/` of supports.
+    def answer_files(self, choice: Choice) -> dict[str, bytes]:
+        """Return `coco.json`, and `masks.zip`: a mask of each query, and those of the supports.
 
-        One class gives masks of 0 and 255, several a label map.
+        Masks have the size of the visitor's file. One class gives masks of 0 and 255, several a
+        label map.
+
+        Raises:
+            ValueError: If there is no answer yet.
         """
-        files = {}
+        if not self.answers:
+            raise ValueError("there is no answer yet: segment a picture first")
+        files: dict[str, bytes] = {}
+        records: list[dict[str, Any]] = []
         with TemporaryDirectory() as folder:
             for query, answer in self._full_size(choice):
                 path = Path(folder) / f"{query.name}.png"
-                (answer if len(answer.names) > 1 else answer[answer.names[0]]).save(path)
+                alone(answer).save(path)
                 files[f"answers/{path.name}"] = path.read_bytes()
+                width, height = query.own_size
+                record = {"file_name": query.name, "width": width, "height": height}
+                records.append(record | {"results": answer.to_coco()})
         for name, support in self.painted().items():
-            width, height = support.own_size
-            full = Image.fromarray(support.mask.numpy()).resize(
-                (width, height), Image.Resampling.NEAREST
-            )
+            mask = Image.fromarray(support.mask.numpy())
             buffer = io.BytesIO()
+            full = mask.resize(support.own_size, Image.Resampling.NEAREST)
             full.convert("L").save(buffer, "PNG")
             files[name] = buffer.getvalue()
-        return _zip(files)
-
-    def coco(self, choice: Choice) -> dict[str, object]:
-        """Return the masks as a data set in COCO's format."""
-        records = [
-            {
-                "file_name": query.name,
-                "width": query.own_size[0],
-                "height": query.own_size[1],
-                "results": answer.to_coco(),
-            }
-            for query, answer in self._full_size(choice)
-        ]
-        return coco_dataset(records, tuple(self.classes))
+        coco = coco_dataset(records, self.answers[0].names)
+        return {"masks.zip": _zip(files), "coco.json": json.dumps(coco).encode()}
 
     def class_files(self) -> dict[str, bytes]:
         """Return the file of each class for `SupportSet.load`."""
@@ -394,6 +391,11 @@ class Visit:
                 parts = zip(answer.names, full, strict=True)
                 answer = MulticlassSegmentation.from_answers({n: Segmentation(p) for n, p in parts})
             yield query, answer
+
+
+def alone(answer: MulticlassSegmentation) -> MulticlassSegmentation | Segmentation:
+    """Return the answer of the class, if there is only one."""
+    return answer if len(answer.names) > 1 else answer[answer.names[0]]
 
 
 def _moved(probability: Tensor, threshold: float) -> Tensor:
