@@ -1,6 +1,7 @@
 """Several classes in one call, and answers in other tools' formats."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,8 @@ class TestPredict:
     def test_batches_change_nothing(
         self, model: HDMNet, query: Image.Image, batch_size: int
     ) -> None:
+        # In float32, rounding depends on the batch: 1.3e-6 with the AVX2 kernels of PyTorch.
+        model = deepcopy(model).double()
         images, masks = supports()
         queries = [query, picture(50, 60, seed=3), picture(64, 64, seed=4)]
         for given in ((images, masks), (images["cat"], masks["cat"])):
