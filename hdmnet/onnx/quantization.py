@@ -15,6 +15,10 @@ from hdmnet.onnx.session import Network, open_graph
 
 Array: TypeAlias = NDArray[Any]
 OPERATIONS = ("Conv", "Clip", "Relu", "Add")
+LARGEST = 64
+"""Largest absolute value of a weight. Processors without VNNI add two products in 16 bits: with 127
+the sum of 255 · 127 and another product does not fit, and masks agree less.
+"""
 FINEST = {ENCODER: 8, MATCHER: 4, CLASS: 4}
 """Smallest stride of a grid in int8. Finer layers are cheap, and masks depend on them most.
 
@@ -134,6 +138,7 @@ def _quantize_graph(source: Path, target: Path, feeds: list[dict[str, Array]]) -
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
+            reduce_range=True,  # to `LARGEST`
         ),
     )
 
@@ -176,7 +181,7 @@ def _correct_biases(model: Any, names: list[str], feeds: list[dict[str, Array]])
     for node in convolutions:
         x, weight, bias = node.input
         w = numpy_helper.to_array(constants[weight])
-        scale = np.abs(w).max((1, 2, 3), keepdims=True).clip(min=1e-12) / 127
+        scale = np.abs(w).max((1, 2, 3), keepdims=True).clip(min=1e-12) / LARGEST
         lost = (w - np.round(w / scale) * scale).sum((2, 3))  # (out, in / groups)
         groups = next((a.i for a in node.attribute if a.name == "group"), 1)
         mean = means[x].reshape(groups, 1, -1)
