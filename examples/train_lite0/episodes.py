@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from features import F4, IGNORE, SUPPORTS_PER_SCENE
+from features import IGNORE, SUPPORTS_PER_SCENE
 from groups import draw_category, keep_categories
 from torch import Tensor
 
@@ -240,9 +240,9 @@ class Mixture:
         self._sets = [Episodes(folder) for folder in folders]
         self._shares = np.array(list(folders.values())) / sum(folders.values())
 
-    def mean_f4(self, scenes: int = 300) -> list[float]:
-        """Average f4 over some scenes of each folder, weighted by the shares."""
-        means = [episodes.mean(scenes)[-F4:] for episodes in self._sets]
+    def mean_f4(self, channels: int, scenes: int = 300) -> list[float]:
+        """Average f4, the last channels, over some scenes of each folder, by the shares."""
+        means = [episodes.mean(scenes)[-channels:] for episodes in self._sets]
         return [round(float(x), 3) for x in self._shares @ np.stack(means)]
 
     def batch(

@@ -21,8 +21,8 @@ from hdmnet.nn.presence import ClassEvidence
 SIZE = 225
 """Height and width of the scenes, in pixels. With 8n + 1 pixels every padding of the backbone is
 symmetric, so the features of a flipped scene are the flipped features."""
-F4 = 320
-"""Channels of f4 in every EfficientNet-Lite."""
+F4 = {"lite0": 320, "lite1": 320, "lite2": 352}
+"""Channels of f4 in each EfficientNet-Lite."""
 BN_EPS = 1e-3
 """Of the BatchNorms of every EfficientNet."""
 SUPPORTS_PER_SCENE = 2

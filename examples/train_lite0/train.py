@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from episodes import OBJECT, Batch, Episodes, Mixture, Mode
-from features import IGNORE, SIZE
+from features import F4, IGNORE, SIZE
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import trange
@@ -166,7 +166,8 @@ class Run:
         shares = settings.sets("train")
         self._training = Mixture({features / name: share for name, share in shares.items()})
         self._validation = {name: features / f"{name}-val" for name in validation}
-        presence = {"scale": 10.0, "bias": -5.0, "center": self._training.mean_f4()}
+        center = self._training.mean_f4(F4[settings.backbone])
+        presence = {"scale": 10.0, "bias": -5.0, "center": center}
         torch.manual_seed(settings.seed)
         self._rng = np.random.default_rng(settings.seed)
         self._model = build_variant(
