@@ -150,5 +150,4 @@ strip(answer.overlay(path) for path, answer in zip(queries, better))
 answers[0].explain().picture()
 
 # %% [markdown]
-# Next: [your own data](fine-tuning.md), [all that `predict` can do](predict.md), [many
-# images](many-images.md).
+# Next: [your own data](own-data.md), [absent objects](absent.md), [many images](many-images.md).

@@ -5,7 +5,7 @@
 
 The first guess g_0 is the inside of the box, or squares around the positive pixels. The threshold θ
 is 0.5, or 0.3 if the squares cover little, because they have to grow. Nothing is trained for this.
-The page docs/predict.md compares it with other methods.
+The page docs/annotations.md compares it with other methods.
 """
 
 from collections.abc import Iterator

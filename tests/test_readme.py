@@ -15,10 +15,21 @@ PAGES = (
     "docs/backbones.md",
     "docs/many-images.md",
     "docs/predict.md",
+    "docs/annotations.md",
+    "docs/supports.md",
+    "docs/classes.md",
+    "docs/absent.md",
+    "docs/quality.md",
+    "docs/explain.md",
+    "docs/own-data.md",
+    "docs/own-network.md",
     "docs/speed.md",
     "docs/evaluation.md",
     "docs/fine-tuning.md",
+    "docs/parity.md",
 )
+DATA_PAGES = ("docs/backbones.md", "docs/evaluation.md", "docs/fine-tuning.md", "docs/own-data.md")
+"""The pages whose snippets read data sets, and need the extra for it."""
 CARDS = [str(card.relative_to(ROOT)) for card in ROOT.glob("hdmnet/weights/*/README.md")]
 
 
@@ -35,7 +46,7 @@ def test_snippet_runs(
     page: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(ROOT / "examples" / "data", tmp_path / "examples" / "data")
-    if page in ("docs/backbones.md", "docs/evaluation.md", "docs/fine-tuning.md"):
+    if page in DATA_PAGES:
         pytest.importorskip("torchmetrics", reason="needs hdmnet[eval]")
         import trees
 
