@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 IMAGES = 300  # whose mean is the center
 THRESHOLD = 0.5  # below which the model lowers its answers
+COMPETING = 0.2  # the same, where it was asked for several classes
 
 
 class Answered(NamedTuple):
@@ -107,8 +108,8 @@ def fit_presence(
     )
     x = torch.tensor([r.answer.presence for r in results]).logit()
     scale, bias = logistic_regression(x, torch.tensor([float(r.shown) for r in results]))
-    fitted = {"scale": round(scale, 3), "bias": round(bias, 3), "threshold": THRESHOLD}
-    return fitted | kept
+    thresholds = {"threshold": THRESHOLD, "competing_threshold": COMPETING}
+    return {"scale": round(scale, 3), "bias": round(bias, 3)} | thresholds | kept
 
 
 def logistic_regression(x: Tensor, y: Tensor) -> tuple[float, float]:

@@ -3,8 +3,8 @@
     python examples/measure_classes.py VOCdevkit/VOC2012 --pairs cat:sofa,person:sheep
 
 Each query shows both classes of a pair, and its supports show one of the two each. Labels come from
-two separate calls and the higher probability, or from one call with both classes, which know of
-each other if the model has `contrast`.
+two separate calls and the higher probability, or from one call with both classes, which compete if
+the model has a `ClassEvidence`.
 """
 
 import argparse

@@ -77,7 +77,9 @@ class FewShotModel(Predictor, HubMixin):
             (B, 2, H, W) scores, at least 0, background first.
         """
 
-    def match_sets(self, query: Tensor, groups: Groups) -> Iterator[Matches]:
+    def match_sets(
+        self, query: Tensor, groups: Groups, *, competing: bool = False
+    ) -> Iterator[Matches]:
         """Match one query with several sets, or several queries with one set.
 
         A network that can share work between the sets overrides this.
@@ -86,6 +88,7 @@ class FewShotModel(Predictor, HubMixin):
             query: (B, 3, H, W), as for `scores`. B is 1 unless there is only one set.
             groups: Sets of one episode. Those of a group have the same number of shots: a network
                 may compute them at once.
+            competing: Whether the sets are different classes, which a network may set apart.
 
         Returns:
             An iterator of the matches of each group, N = sets · B.

@@ -1,15 +1,11 @@
 """Several classes in one call: their supports, and their sets in groups."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeAlias, TypeVar, cast, overload
 
-import torch
-
 from hdmnet.annotations import Annotation
 from hdmnet.images import ImageLike, load_mask
-from hdmnet.nn.priors import mean_feature
 from hdmnet.supports import SupportSet
 
 Supports: TypeAlias = ImageLike | Sequence[ImageLike]
@@ -129,15 +125,6 @@ def _of_class(given: Any, name: str) -> Supports:
             "maps as masks"
         )
     return cast(Supports, value)
-
-
-def know_rivals(sets: Sequence[SupportSet]) -> list[SupportSet]:
-    """Give each set of one episode the mean features f4 of the others: `SupportSet.rivals`."""
-    if len(sets) < 2:
-        return list(sets)
-    means = torch.stack([mean_feature(s.prior_features[1]) for s in sets], dim=1)
-    others = [[j for j in range(len(sets)) if j != i] for i in range(len(sets))]
-    return [replace(s, rivals=means[:, o]) for s, o in zip(sets, others, strict=True)]
 
 
 def group_by_shots(

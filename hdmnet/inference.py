@@ -1,4 +1,4 @@
-"""What HDMNet adds to the paper for `predict`: classes at once, calibration, presence, rivals."""
+"""What HDMNet adds to the paper for `predict`: classes at once, calibration, presence."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hdmnet.base import FewShotModel
-from hdmnet.classes import Groups, know_rivals
+from hdmnet.classes import Groups
 from hdmnet.nn import _checks
 from hdmnet.nn.calibration import Calibration
+from hdmnet.nn.contrast import set_apart
 from hdmnet.nn.presence import Presence, object_probability
 from hdmnet.output import Features, HDMNetOutput, Matches, QueryFeatures
 from hdmnet.segmentation import Segmentation
@@ -55,25 +56,44 @@ class HDMNetInference(FewShotModel):
         """Compute only the calibrated scores of `match`. See `FewShotModel.scores`."""
         return next(self.match_sets(query, [[supports]])).scores
 
-    def match_sets(self, query: Tensor, groups: Groups) -> Iterator[Matches]:
+    def match_sets(
+        self, query: Tensor, groups: Groups, *, competing: bool = False
+    ) -> Iterator[Matches]:
         """Match one query with several sets, or the reverse: what they share is computed once."""
         _checks.check_images("query", query, "B, 3, H, W", self.smallest_size)
         described = self._describe(self.backbone(query))
-        for group in groups:
-            prior = torch.cat([self._prior(described, supports) for supports in group])
-            # The prior's features are most of a set. They are not copied.
-            first, *others = (
-                replace(s, prior_features=(), negatives=None, rivals=None) for s in group
-            )
-            out = self._merge(described, first.stack(*others), prior, query.shape[-2:])
-            f4, negatives = [s.prior_features[1] for s in group], [s.negatives for s in group]
-            scores = self.calibration(out.final)
-            scores, presence = self.presence(described.prior[1], scores, f4, negatives)
-            yield Matches(scores, presence, out.correlations, prior, self.priors, out.base)
+        groups = list(groups)
+        matches = (self._match_group(described, group, query.shape[-2:]) for group in groups)
+        yield from self._compete(described, groups, list(matches)) if competing else matches
 
-    def doubt(self, answer: Segmentation) -> Segmentation:
+    def _compete(
+        self, query: QueryFeatures, groups: list[Sequence[SupportSet]], matches: list[Matches]
+    ) -> Iterator[Matches]:
+        """Set the classes of a call apart, if the model can tell what they look like."""
+        f4 = [s.prior_features[1] for group in groups for s in group]
+        likeness = self.presence.likeness(query.prior[1], f4)
+        if likeness is None:
+            yield from matches
+            return
+        scores = set_apart(torch.cat([match.scores for match in matches]), likeness)
+        parts = scores.split([len(group) for group in groups])
+        for match, part in zip(matches, parts, strict=True):
+            yield match._replace(scores=part)
+
+    def _match_group(
+        self, query: QueryFeatures, group: Sequence[SupportSet], size: Sequence[int]
+    ) -> Matches:
+        prior = torch.cat([self._prior(query, supports) for supports in group])
+        # The prior's features are most of a set. They are not copied.
+        first, *others = (replace(s, prior_features=(), negatives=None) for s in group)
+        out = self._merge(query, first.stack(*others), prior, size)
+        f4, negatives = [s.prior_features[1] for s in group], [s.negatives for s in group]
+        scores, presence = self.presence(query.prior[1], self.calibration(out.final), f4, negatives)
+        return Matches(scores, presence, out.correlations, prior, self.priors, out.base)
+
+    def doubt(self, answer: Segmentation, *, competing: bool = False) -> Segmentation:
         """Lower the probabilities of an answer whose presence is low: see `Presence.lower`."""
-        lowered = self.presence.lower(answer.probability, answer.presence)
+        lowered = self.presence.lower(answer.probability, answer.presence, competing=competing)
         return replace(answer, probability=lowered)
 
     def likeness(self, sets: list[SupportSet]) -> Tensor | None:
@@ -93,12 +113,3 @@ class HDMNetInference(FewShotModel):
         out = self._merge(query, supports, self._prior(query, supports), image.shape[-2:])
         p = object_probability(self.calibration(out.final))
         return self.presence.found(query.prior[1], p[:, None])[0]
-
-    def contrasted(self, sets: list[SupportSet]) -> list[SupportSet]:
-        """Let each class know the mean features of the others, if the prior has a contrast."""
-        if "contrast" not in self.priors:
-            return sets
-        device = next(self.parameters()).device
-        for supports in sets:
-            supports.check_fits(self.fingerprint, self._support_channels, device)
-        return know_rivals(sets)

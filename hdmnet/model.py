@@ -59,8 +59,8 @@ class HDMNet(HDMNetInference):
         frozen_norm: Whether every BatchNorm stays in eval mode in training, as in the paper.
         layers: Levels or blocks of the backbone that give f2, f3, f4, as for `FeaturePyramid`.
         presence: Arguments of `Presence`, fitted. None: an answer's `presence` is only a rough one.
-        contrast: Whether the prior has a third map, which compares a class with the others of a
-            call: see `contrast_prior`. Its μ is `presence["center"]`: give it before training.
+        contrast: Whether the prior has a third map, which compares a class with the mean of many
+            images: see `contrast_prior`. Its μ is `presence["center"]`: give it before training.
         calibration: Arguments of `Calibration`, fitted, of `predict` and `scores`. None: no change.
         pretrained_backbone: Whether to download timm's weights of the backbone. It is not saved
             with the model: a reload never downloads a backbone.

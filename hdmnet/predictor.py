@@ -67,25 +67,16 @@ class Predictor(nn.Module, ABC):
         """Encode something that is not the class, see `FewShotModel`."""
 
     @abstractmethod
-    def match_sets(self, query: Tensor, groups: Groups) -> Iterator[Matches]:
+    def match_sets(
+        self, query: Tensor, groups: Groups, *, competing: bool = False
+    ) -> Iterator[Matches]:
         """Match one query with several sets, or the reverse, see `FewShotModel`."""
-
-    def contrasted(self, sets: list[SupportSet]) -> list[SupportSet]:
-        """Let each class know the other classes of a call. Without an override, none does.
-
-        Args:
-            sets: A set for each class, each with one episode.
-
-        Returns:
-            The sets, in their order, for `match_sets`.
-        """
-        return sets
 
     def likeness(self, sets: list[SupportSet]) -> Tensor | None:
         """Compare the objects of K sets: (K, K) in [0, 1]. Without an override, None."""
         return None
 
-    def doubt(self, answer: Segmentation) -> Segmentation:
+    def doubt(self, answer: Segmentation, *, competing: bool = False) -> Segmentation:
         """Lower an answer whose presence is low. Without an override, it stays as it is."""
         return answer
 
@@ -517,20 +508,21 @@ class Predictor(nn.Module, ABC):
                 f"a set holds {len(several[0].prototypes)} episodes: expected one for each class, "
                 "as encode_supports gives"
             )
-        with _evaluating(self):
-            sets = self.contrasted(sets)
+        competing = len(sets) > 1
         order, groups = group_by_shots(sets, options.batch_size or len(sets))
         at_once = options.batch_size or 1 if len(sets) == 1 else 1
         for batch in batched(queries, at_once):
             loaded = [_load_or_error(query) for query in batch]
             images = [image for image in loaded if isinstance(image, Tensor)]
-            matches = iter(self._match_images(images, groups, options))
+            matches = iter(self._match_images(images, groups, options, competing=competing))
             for image in loaded:
                 if not isinstance(image, Tensor):
                     yield image
                     continue
                 pairs = next(matches)
-                answers = [self._answer(*pair, image, options) for pair in pairs]
+                answers = [
+                    self._answer(*pair, image, options, competing=competing) for pair in pairs
+                ]
                 if supports is not by_name and not options.generalized:
                     yield answers[0]
                     continue
@@ -546,7 +538,12 @@ class Predictor(nn.Module, ABC):
                 )
 
     def _match_images(
-        self, images: list[Tensor], groups: list[list[SupportSet]], options: Options
+        self,
+        images: list[Tensor],
+        groups: list[list[SupportSet]],
+        options: Options,
+        *,
+        competing: bool = False,
     ) -> list[list[tuple[Matches, Evidence | None]]]:
         """Match each image with each set, several images only with one set."""
         if not images:
@@ -560,7 +557,8 @@ class Predictor(nn.Module, ABC):
         with _evaluating(self):
             for views in zip(*plans, strict=True):
                 cut = [view.of(image) for view, image in zip(views, images, strict=True)]
-                several = self.match_sets(self._normalise(torch.stack(cut)), groups)
+                batch = self._normalise(torch.stack(cut))
+                several = self.match_sets(batch, groups, competing=competing)
                 matches = [match for group in several for match in group.split()]
                 alike = len(matches) // len(images)
                 mergers = mergers or [Merger(plan) for plan in plans for _ in range(alike)]
@@ -591,14 +589,22 @@ class Predictor(nn.Module, ABC):
         return sides
 
     def _answer(
-        self, match: Matches, evidence: Evidence | None, image: Tensor, options: Options
+        self,
+        match: Matches,
+        evidence: Evidence | None,
+        image: Tensor,
+        options: Options,
+        *,
+        competing: bool,
     ) -> Segmentation:
         presence = None if match.presence is None else match.presence.item()
         answer = Segmentation.from_scores(match.scores, image.shape[-2:], presence, evidence)
         if options.refine:
             answer = replace(answer, probability=refine_borders(answer.probability, image))
         threshold = options.presence_threshold
-        return self.doubt(answer) if threshold is None else answer.emptied_below(threshold)
+        if threshold is None:
+            return self.doubt(answer, competing=competing)
+        return answer.emptied_below(threshold)
 
     def _prepare(self, image: Tensor) -> Tensor:
         """(3, H, W) in [0, 1] → (3, image_size, image_size), normalised, on the model's device."""

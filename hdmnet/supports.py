@@ -44,7 +44,7 @@ class SupportSet:
     """(B, M, C) what describes things that are not the class, see `Presence`. None: there are none.
     """
     rivals: Tensor | None = None
-    """(B, M, C) mean features of the other classes of a call, see `contrast_prior`. Never saved."""
+    """(B, M, C) mean features of other classes in training, see `contrast_prior`. Never saved."""
 
     @property
     def shots(self) -> int:

@@ -1,5 +1,6 @@
 """Classes that know of each other: the contrast map, and where it comes from."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,11 @@ from test_multiclass import supports
 from test_predict import picture
 
 from hdmnet import HDMNet, SupportSet
+from hdmnet.images import load_image
+from hdmnet.nn.contrast import SCALE, set_apart
+from hdmnet.nn.presence import Presence, object_probability
 from hdmnet.nn.priors import contrast_prior, foreground_features, mean_feature
+from hdmnet.preprocess import resize_scores
 
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
 
@@ -82,26 +87,55 @@ class TestMap:
             )
 
 
+class TestSetApart:
+    def test_sums_stay(self) -> None:
+        scores = torch.rand(3, 2, 9, 9)
+        apart = set_apart(scores, torch.rand(3, 3, 3))
+        torch.testing.assert_close(apart.sum(dim=1), scores.sum(dim=1))
+        assert (apart - scores).abs().max() > 0.1
+
+    def test_two_that_look_alike(self) -> None:
+        scores, likeness = torch.rand(2, 2, 9, 9), torch.rand(1, 3, 3).expand(2, 3, 3)
+        torch.testing.assert_close(set_apart(scores, likeness), scores, rtol=0, atol=1e-3)
+
+    def test_one_class(self) -> None:
+        scores = torch.rand(1, 2, 9, 9)
+        assert torch.equal(set_apart(scores, torch.rand(1, 3, 3)), scores)
+
+    def test_wrong_shapes(self) -> None:
+        with pytest.raises(ValueError, match="likeness must be"):
+            set_apart(torch.rand(2, 2, 9, 9), torch.rand(3, 3, 3))
+
+
 class TestModel:
     def encoded(self, model: HDMNet) -> dict[str, SupportSet]:
         images, masks = supports(shots=2)
         return {name: model.encode_supports(images[name], masks[name]) for name in images}
 
-    def test_classes_of_a_call_are_rivals(self, model: HDMNet) -> None:
+    def knowing(self, model: HDMNet) -> list[SupportSet]:
+        """Give each set the mean features of the others, as training does."""
+        sets = list(self.encoded(model).values())
+        means = [mean_feature(s.prior_features[1]) for s in sets]
+        return [
+            replace(own, rivals=torch.stack(means[:i] + means[i + 1 :], dim=1))
+            for i, own in enumerate(sets)
+        ]
+
+    def test_rivals_change_the_map(self, model: HDMNet) -> None:
+        query = picture(90, 70, seed=99)
+        own = self.knowing(model)[0]
+        found, ignorant = (model.predict(query, s) for s in (own, replace(own, rivals=None)))
+        assert found.explain().prior_names[-1] == "contrast"
+        assert not torch.allclose(found.probability, ignorant.probability, atol=1e-3)
+
+    def test_classes_without_evidence_do_not_compete(self, model: HDMNet) -> None:
         query, sets = picture(90, 70, seed=99), self.encoded(model)
         many = model.predict(query, sets)
-        assert many["cat"].explain().prior_names[-1] == "contrast"
         for name, own in sets.items():
-            means = [
-                mean_feature(s.prior_features[1]) for other, s in sets.items() if other != name
-            ]
-            knowing = SupportSet(**{**vars(own), "rivals": torch.stack(means, dim=1)})
-            alone = model.predict(query, knowing)
-            torch.testing.assert_close(many[name].probability, alone.probability, **TOLERANCE)
-            ignorant = model.predict(query, own)
-            assert not torch.allclose(many[name].probability, ignorant.probability, atol=1e-3)
+            alone = model.predict(query, own).probability
+            torch.testing.assert_close(many[name].probability, alone, **TOLERANCE)
 
-    def test_one_class_has_no_rivals(self, model: HDMNet) -> None:
+    def test_one_class_in_a_dict(self, model: HDMNet) -> None:
         query, cat = picture(90, 70, seed=99), self.encoded(model)["cat"]
         many = model.predict(query, {"cat": cat})
         alone = model.predict(query, cat)
@@ -114,8 +148,7 @@ class TestModel:
         torch.testing.assert_close(together, apart, **TOLERANCE)
 
     def test_rivals_are_not_saved(self, model: HDMNet, tmp_path: Path) -> None:
-        sets = list(self.encoded(model).values())
-        knowing = model.contrasted(sets)[0]
+        knowing = self.knowing(model)[0]
         assert knowing.rivals is not None
         assert knowing.rivals.shape[1] == 2
         knowing.save(tmp_path / "cat.safetensors")
@@ -150,7 +183,7 @@ class TestModel:
             model.predict(picture(90, 70), sets | {first: sets[first].to("meta")})
 
     def test_joined_sets_keep_their_rivals(self, model: HDMNet) -> None:
-        cat, dog, cow = model.contrasted(list(self.encoded(model).values()))
+        cat, dog, cow = self.knowing(model)
         assert dog.rivals is not None
         fewer = SupportSet(**{**vars(dog), "rivals": dog.rivals[:, :1]})
         query = torch.rand(1, 3, 64, 64)
@@ -164,11 +197,6 @@ class TestModel:
         ignorant = SupportSet(**{**vars(cow), "rivals": None})
         with pytest.raises(ValueError, match="some of the sets have rivals"):
             cat.stack(ignorant)
-
-    def test_without_contrast_nothing_changes(self) -> None:
-        model = make(base_classes=0)
-        sets = list(self.encoded(model).values())
-        assert model.contrasted(sets) is sets
 
     def test_saved(self, model: HDMNet, tmp_path: Path) -> None:
         model.save_pretrained(tmp_path)
@@ -191,6 +219,67 @@ class TestModel:
             priors = [m(query, images, torch.ones(1, 1, 64, 64)).prior for m in (plain, centred)]
         torch.testing.assert_close(priors[0][:, :2], priors[1][:, :2])
         assert (priors[0][:, 2] - priors[1][:, 2]).abs().max() > 0.01
+
+    @pytest.fixture
+    def with_evidence(self) -> HDMNet:
+        presence = {
+            "scale": 5.0,
+            "bias": -2.0,
+            "center": [],
+            "threshold": 0.9,
+            "competing_threshold": 0.6,
+            "evidence": [16, 7],
+        }
+        model = make(base_classes=0, contrast=True, presence=presence)
+        for buffer in model.presence.evidence.buffers():
+            buffer.copy_(torch.randn_like(buffer))
+        return model
+
+    def test_classes_compete_for_places(self, with_evidence: HDMNet) -> None:
+        """The formula of `set_apart`, position by position, and the presence of each alone."""
+        model, query = with_evidence, picture(90, 70, seed=99)
+        sets = self.encoded(model)
+        many = model.predict(query, sets)
+        prepared = model._prepare(load_image(query))[None]
+        with torch.inference_mode():
+            f4 = model.backbone(prepared)[2]
+            alone = [next(model.match_sets(prepared, [[own]])) for own in sets.values()]
+            s = torch.zeros(3, f4.shape[-2] // 2, f4.shape[-1] // 2)
+            for i, own in enumerate(sets.values()):
+                shown = model.presence.shown(own.prior_features[1])[0]
+                for y in range(s.shape[1]):
+                    for x in range(s.shape[2]):
+                        place = f4[0, :, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].mean(dim=(1, 2))
+                        looks = model.presence.evidence(place[None, None])[0, 0]
+                        s[i, y, x] = F.cosine_similarity(looks, shown, dim=0)
+        s = F.interpolate(s[None], (64, 64), mode="bilinear", align_corners=True)[0]
+        p = torch.cat([object_probability(match.scores) for match in alone])
+        for i, name in enumerate(sets):
+            moves = [p[j] * (s[j] - s[i]) for j in range(3) if j != i]
+            lead = torch.stack(moves).amax(dim=0)
+            expected = (p[i].logit(eps=1e-3) - SCALE * lead).sigmoid()
+            expected = resize_scores(expected[None, None], (70, 90))[0, 0]
+            presence = alone[i].presence.item()
+            assert many[name].presence == pytest.approx(presence, abs=1e-5)
+            expected = model.presence.lower(expected, presence, competing=True)
+            torch.testing.assert_close(many[name].probability, expected, rtol=0, atol=1e-4)
+            assert lead.abs().max() > 0.02
+
+    def test_competing_one_after_the_other(self, with_evidence: HDMNet) -> None:
+        query, sets = picture(90, 70, seed=99), self.encoded(with_evidence)
+        together = with_evidence.predict(query, sets).probability
+        apart = with_evidence.predict(query, sets, batch_size=1).probability
+        torch.testing.assert_close(together, apart, **TOLERANCE)
+
+    def test_thresholds(self, with_evidence: HDMNet) -> None:
+        presence, p = with_evidence.presence, torch.full((1, 1), 0.5)
+        assert presence.lower(p, 0.7) < 0.5
+        assert presence.lower(p, 0.7, competing=True) == 0.5
+        assert presence.lower(p, 0.5, competing=True) < 0.5
+        default = Presence.from_config(
+            {"scale": 1.0, "bias": 0.0, "center": [], "threshold": 0.9}, 8
+        )
+        assert default.competing_threshold == 0.9
 
     def test_refused(self) -> None:
         with pytest.raises(TypeError, match="contrast must be a bool"):

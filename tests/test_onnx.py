@@ -175,7 +175,7 @@ def test_example_needs_no_torch(fish: Path, tmp_path: Path) -> None:
     assert (mask == expected).mean() > 0.9999
 
 
-def test_classes_of_a_session_are_rivals(tmp_path: Path) -> None:
+def test_classes_of_a_session(tmp_path: Path) -> None:
     model = make(base_classes=0, contrast=True)
     export_onnx(model, tmp_path)
     session = Session(tmp_path)

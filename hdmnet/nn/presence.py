@@ -59,13 +59,17 @@ class ClassEvidence(nn.Module):
         """Numbers of hidden units and of classes."""
         return self.hidden_weight.shape[0], self.class_weight.shape[0]
 
-    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Compute the evidence (B, n, N) of features x (B, P, C) with weights w (B, n, P) ≥ 0."""
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Compute the evidence (B, n, N) of features x (B, P, C) with weights w (B, n, P) ≥ 0.
+
+        Without weights, compute that of each position: (B, P, N).
+        """
         w1, b1, w2, b2 = (b.to(x.dtype) for b in self.buffers())
         with no_autocast(x):
-            hidden = F.linear(x, w1, b1).clamp(0, 6)
-            total = weight.sum(dim=-1, keepdim=True).clamp(min=TINY)
-            return F.linear(weight @ hidden / total, w2, b2).clamp(min=0) ** 2
+            v = F.linear(x, w1, b1).clamp(0, 6)
+            if weight is not None:
+                v = weight @ v / weight.sum(dim=-1, keepdim=True).clamp(min=TINY)
+            return F.linear(v, w2, b2).clamp(min=0) ** 2
 
 
 class Presence(nn.Module):
@@ -92,6 +96,8 @@ class Presence(nn.Module):
         bias: The bias b.
         center: The mean μ of the features over many images. Empty: 0.
         threshold: The presence τ below which `lower` lowers an answer. 0: never.
+        competing_threshold: The τ of classes that compete, see `set_apart`: an image with several
+            objects has a lower presence for each. None: `threshold`.
         evidence: What f and d are made of. None: the directions u.
 
     Source: this project. `examples/fit_presence.py` fits a, b and μ.
@@ -103,12 +109,14 @@ class Presence(nn.Module):
         bias: float = -5.0,
         center: Sequence[float] = (),
         threshold: float = 0.0,
+        competing_threshold: float | None = None,
         evidence: ClassEvidence | None = None,
     ) -> None:
         super().__init__()
         self.scale = scale
         self.bias = bias
         self.threshold = threshold
+        self.competing_threshold = threshold if competing_threshold is None else competing_threshold
         # No buffer: that would change the model's fingerprint, but it changes no encoded support.
         self.center = tuple(center)
         self.evidence = evidence
@@ -118,28 +126,30 @@ class Presence(nn.Module):
         """Make the module of a constructor argument of the network.
 
         Args:
-            config: A dict of `scale`, `bias`, `center` and, if there is one, `threshold`, and
-                `evidence`: the numbers of hidden units and of classes of a `ClassEvidence`. None:
-                the defaults, which fit no network in particular.
+            config: A dict of `scale`, `bias`, `center` and, if they are there, `threshold`,
+                `competing_threshold` and `evidence`: the numbers of hidden units and of classes of
+                a `ClassEvidence`. None: the defaults, which fit no network in particular.
             channels: Channels of the features.
 
         Raises:
             TypeError: If `config` is not a dict, or a value has the wrong type.
-            ValueError: If a key is unknown or missing, `center` has another length, or `threshold`
+            ValueError: If a key is unknown or missing, `center` has another length, or a threshold
                 is not in [0, 1].
         """
         if config is None:
             return cls()
         check_type("presence", config, Mapping, "a dict of scale, bias and center")
-        optional = {"threshold", "evidence"}
+        optional = {"threshold", "competing_threshold", "evidence"}
         if config.keys() | optional != {"scale", "bias", "center"} | optional:
             raise ValueError(
                 f"presence has the keys {sorted(config)}: expected scale, bias, center and, if you "
-                "like, threshold and evidence"
+                "like, threshold, competing_threshold and evidence"
             )
         scale, bias, center = config["scale"], config["bias"], config["center"]
         threshold = config.get("threshold", 0.0)
-        check_probabilities(**{"presence['threshold']": threshold})
+        competing = config.get("competing_threshold", threshold)
+        for name, value in {"threshold": threshold, "competing_threshold": competing}.items():
+            check_probabilities(**{f"presence['{name}']": value})
         check_type("presence['center']", center, (list, tuple), "a list of numbers")
         if len(center) not in (0, channels):
             raise ValueError(
@@ -156,7 +166,7 @@ class Presence(nn.Module):
             if len(units) != 2:
                 raise ValueError(f"presence['evidence'] is {units}: expected [hidden, classes]")
             evidence = ClassEvidence(channels, *units)
-        return cls(scale, bias, center, threshold, evidence)
+        return cls(scale, bias, center, threshold, competing, evidence)
 
     def forward(
         self,
@@ -198,7 +208,7 @@ class Presence(nn.Module):
         # b only grows and f only shrinks: no probability rises, also after the scores are resized.
         return torch.stack([b.clamp(min=0).where(moved > 0, b) + moved, f - moved], dim=1), presence
 
-    def lower(self, probability: Tensor, presence: float) -> Tensor:
+    def lower(self, probability: Tensor, presence: float, *, competing: bool = False) -> Tensor:
         """Lower the probabilities of an answer whose presence is below τ.
 
         odds(p') = odds(p) · min(1, odds(presence) / odds(τ)), with odds(x) = x / (1 - x)
@@ -206,10 +216,12 @@ class Presence(nn.Module):
         Args:
             probability: Probabilities p, of any shape.
             presence: In [0, 1].
+            competing: Whether the class was asked for with others.
         """
-        if presence >= self.threshold:
+        threshold = self.competing_threshold if competing else self.threshold
+        if presence >= threshold:
             return probability
-        factor = presence * (1 - self.threshold) / (self.threshold * (1 - presence))
+        factor = presence * (1 - threshold) / (threshold * (1 - presence))
         return probability * factor / (1 - probability * (1 - factor))
 
     def mean(self, like: Tensor) -> Tensor:
@@ -228,13 +240,33 @@ class Presence(nn.Module):
             (B, n, C) sums f of directions, or evidence (B, n, N).
         """
         if self.evidence is not None:
-            query = F.avg_pool2d(query, POOLED, ceil_mode=True)
+            query = _pooled(query)
         q = rearrange(upcast(query), "b c h w -> b (h w) c")
         p = F.interpolate(upcast(probability), query.shape[-2:], mode="area").flatten(2)
         weight = p.to(q.dtype) ** 2
         if self.evidence is None:
             return self._sum_directions(q, q.norm(dim=-1), weight)
         return self.evidence(q, weight)
+
+    def likeness(self, query: Tensor, supports: Sequence[PriorFeatures]) -> Tensor | None:
+        """Compare each square of 2 × 2 positions of one query with the objects of n classes.
+
+        Args:
+            query: (1, C, h, w) features q.
+            supports: Features s of n classes, each of one episode.
+
+        Returns:
+            (n, ⌈h / 2⌉, ⌈w / 2⌉) cosines in [0, 1] of their evidence. None without a
+            `ClassEvidence`.
+        """
+        if self.evidence is None:
+            return None
+        query = _pooled(query)
+        places = self.evidence(rearrange(upcast(query), "b c h w -> b (h w) c"))[0]
+        classes = torch.cat([self.shown(support) for support in supports]).to(places.dtype)
+        with no_autocast(query):
+            cosines = F.normalize(classes, dim=-1) @ F.normalize(places, dim=-1).T
+        return rearrange(cosines, "n (h w) -> n h w", h=query.shape[-2])
 
     def shown(self, support: PriorFeatures) -> Tensor:
         """Describe the objects of B episodes: d, (B, C), or evidence (B, N)."""
@@ -290,6 +322,10 @@ def object_probability(scores: Tensor) -> Tensor:
     """
     b, f = upcast(scores).clamp(min=0).unbind(-3)
     return f / (b + f).clamp(min=torch.finfo(f.dtype).tiny)
+
+
+def _pooled(query: Tensor) -> Tensor:
+    return F.avg_pool2d(query, POOLED, ceil_mode=True)
 
 
 def _for_each(episodes: Tensor, queries: int) -> Tensor:

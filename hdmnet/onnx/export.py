@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, overload
 
@@ -19,7 +18,6 @@ from hdmnet.supports import SupportSet
 ENCODER, MATCHER, CLASS = "supports.onnx", "query.onnx", "segment.onnx"
 KEY, FORMAT = "hdmnet", "hdmnet onnx 1"
 """Key of the metadata of each graph, and what it says first."""
-RIVALS = "rivals"
 SMALLEST = 64
 """Smallest height and width, in pixels: for smaller images, the exporter takes other branches."""
 
@@ -42,8 +40,7 @@ def export_onnx(
     * `supports.onnx` takes `supports` (1, K, 3, H, W) and `masks` (1, K, H, W), as for
       `HDMNet.forward`, and returns the tensors of a `SupportSet`.
     * `query.onnx` takes `query` (B, 3, H, W) and these tensors, and returns `scores`
-      (B, 2, H, W): those of `HDMNet.scores`. A model with `contrast=True` also takes `rivals`
-      (1, M, C), the mean features f4 of M ≥ 1 other classes: without any, that of the class itself.
+      (B, 2, H, W): those of `HDMNet.scores`.
 
     B, H and W are free, with H and W at least 64 and at least `model.smallest_size`. K is free
     too, except if the model has a base learner and was trained with several shots: then K must be
@@ -119,20 +116,15 @@ def _export_pair(model: HDMNet, folder: Path) -> tuple[Path, Path]:
     with torch.no_grad():
         encoded = model.encode(supports, masks)
     tensors = encoded.named_tensors()
-    taken = tensors  # by the matcher
-    if "contrast" in model.priors:
-        taken = tensors | {RIVALS: torch.rand(1, 2, encoded.prior_features[1].unit.shape[-1])}
-    encoder, matcher = _Encoder(model).eval(), _Matcher(model, list(taken)).eval()
+    encoder, matcher = _Encoder(model).eval(), _Matcher(model, list(tensors)).eval()
 
     batch, k = torch.export.Dim("batch"), torch.export.Dim("shots")
     height, width = (torch.export.Dim(name, min=smallest) for name in ("height", "width"))
     shot_axis: dict[int, torch.export.Dim] = {} if fixed else {1: k}
     positions = {f"n{i}": torch.export.Dim(f"n{i}") for i in range(len(encoded.tokens) + 2)}
     axes: dict[str, dict[int, torch.export.Dim]] = {}
-    for name in taken:
-        if name == RIVALS:
-            axes[name] = {1: torch.export.Dim("rivals")}
-        elif name.startswith("tokens"):
+    for name in tensors:
+        if name.startswith("tokens"):
             level = name.split(".")[1]
             axes[name] = {2: positions[f"n{level}"]} if name.endswith(("key", "value")) else {}
         elif name.startswith("prior"):
@@ -161,10 +153,10 @@ def _export_pair(model: HDMNet, folder: Path) -> tuple[Path, Path]:
     query = torch.rand(2, 3, size + 8, size)
     _write(
         matcher,
-        (query, *taken.values()),
+        (query, *tensors.values()),
         ({0: batch, 2: height, 3: width}, tuple(axes.values())),
         paths[1],
-        ["query", *names, *(name for name in taken if name == RIVALS)],
+        ["query", *names],
         ["scores"],
         about,
     )
@@ -231,9 +223,7 @@ class _Matcher(nn.Module):
 
     def forward(self, query: Tensor, *tensors: Tensor) -> Tensor:
         named = dict(zip(self.names, tensors, strict=True))
-        rivals = named.pop(RIVALS, None)
-        supports = replace(SupportSet.from_named_tensors(named), rivals=rivals)
-        return self.model.scores(query, supports)
+        return self.model.scores(query, SupportSet.from_named_tensors(named))
 
 
 class _Class(nn.Module):

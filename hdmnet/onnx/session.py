@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from hdmnet.base import FewShotModel
-from hdmnet.classes import know_rivals
 from hdmnet.nn.backbone import FeaturePyramid, normalise
-from hdmnet.nn.priors import mean_feature
-from hdmnet.onnx.export import ENCODER, FORMAT, KEY, MATCHER, RIVALS
+from hdmnet.onnx.export import ENCODER, FORMAT, KEY, MATCHER
 from hdmnet.supports import SupportSet
 
 
@@ -86,7 +84,6 @@ class Network(FewShotModel):
         self.image_size = about["image_size"]
         self._fingerprint = str(about["fingerprint"])
         self._channels = tuple(about["channels"])
-        self._contrast = RIVALS in (graph_input.name for graph_input in matcher.get_inputs())
         self._names = [output.name for output in encoder.get_outputs()]
         self.eval()
 
@@ -112,18 +109,7 @@ class Network(FewShotModel):
             )
         tensors = supports.to(dtype=torch.float32).named_tensors().values()
         feed = {"query": query, **dict(zip(self._names, tensors, strict=True))}
-        if self._contrast:
-            own = mean_feature(supports.prior_features[1])[:, None]
-            feed[RIVALS] = own if supports.rivals is None else supports.rivals
         return _run(self.matcher, feed)[0]
-
-    def contrasted(self, sets: list[SupportSet]) -> list[SupportSet]:
-        """Let each class know the others, if the graph takes them."""
-        if not self._contrast:
-            return sets
-        for supports in sets:
-            supports.check_fits(self.fingerprint, self._channels, torch.device("cpu"))
-        return know_rivals(sets)
 
     def fingerprint(self) -> str:
         """Return the fingerprint of the model that was exported."""
