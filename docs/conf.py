@@ -12,6 +12,7 @@ from sphinx.util.inspect import stringify_signature
 
 project = "hdmnet"
 author = "The hdmnet authors"
+copyright = f"2026, {author}"
 version = release = installed("hdmnet")
 
 extensions = [
