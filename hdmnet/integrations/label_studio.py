@@ -44,6 +44,7 @@ except ImportError as error:
 
 logger = logging.getLogger(__name__)
 Json = Mapping[str, Any]
+KINDS = ("brushlabels", "polygonlabels", "rectanglelabels")
 
 
 class FewShotBackend:
@@ -160,7 +161,7 @@ class FewShotBackend:
             tags = parse_config(project["label_config"])
             masks: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
             for region in annotation["result"]:
-                if (kind := region["type"]) in ("brushlabels", "polygonlabels", "rectanglelabels"):
+                if (kind := region.get("type")) in KINDS:
                     image = _image(task, tags[region["from_name"]])
                     drawn = self._draw(image, region)
                     for label in region["value"][kind]:
@@ -172,7 +173,7 @@ class FewShotBackend:
                         folder.mkdir(parents=True, exist_ok=True)
                         encoded.save(folder / f"{quote(label, safe='')}.safetensors")
         except Exception:
-            logger.exception("annotation %s shows no class", annotation["id"])
+            logger.exception("annotation %s does not become a support", annotation["id"])
 
     def _draw(self, image: str, region: Json) -> np.ndarray:
         """Return the mask (H, W) of a region. Its coordinates are percents of the image."""
