@@ -242,7 +242,8 @@ class TestLabelStudio:
         both = brush("a/b", person), brush("fish", person)
         with backend(model, folder, shots=2) as send:
             send("webhook", **created(100, brush("fish")))
-            send("webhook", **created(9, brush("fish", person), image=person))  # the oldest
+            corner = {"points": [(0, 0), (20, 0), (0, 20)]}
+            send("webhook", **created(9, region("outline", "polygonlabels", corner)))  # the oldest
             send("webhook", **created(101, *both, image=person))
         one, two = (model.encode_supports(p, p.with_suffix(".png")) for p in (SUPPORT, person))
         many = model.predict(QUERIES, {"fish": one.merge(two), "a/b": two})
