@@ -30,7 +30,7 @@ nb_execution_timeout = 300
 myst_heading_anchors = 3
 
 # Large packages that the reference needs only as names.
-autodoc_mock_imports = ["cvat_sdk", "fiftyone", "skimage"]
+autodoc_mock_imports = ["cvat_sdk", "fiftyone", "label_studio_sdk", "skimage"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
