@@ -129,15 +129,14 @@ def score(supports: Supports, episodes: EpisodeSampler) -> str:
     metric = FewShotIoU([source.classes[c - 1] for c in episodes.classes], heads=KINDS)
     for query, indices, label in tqdm(episodes, desc=f"{episodes.shots} shots"):
         used |= {(i, label) for i in indices}
-        sets = {}
-        for kind in KINDS:
+        image, masks = source.image(query), {}
+        for kind in KINDS:  # not in one call: they are no different classes, and must not compete
             first, *others = (supports.encode(kind, i, label) for i in indices)
-            sets[kind] = first.merge(*others)
-        answer = supports.model.predict(source.image(query), sets)  # reads the query once
+            masks[kind] = supports.model.predict(image, first.merge(*others)).mask[None]
         labels = torch.from_numpy(source.label(query))
         target = torch.where(labels == VOID, 255, (labels == label).long())[None]
         number = torch.tensor([episodes.classes.index(label)])
-        metric.update({kind: answer[kind].mask[None] for kind in KINDS}, target, number)
+        metric.update(masks, target, number)
     scores = metric.compute()
     rows = [
         f"{len(episodes)} episodes of {episodes.shots} shots, {len(used)} supports",
