@@ -247,9 +247,9 @@ class TestTiles:
         most = 0
         match_sets = type(model).match_sets
 
-        def watched(*args: object) -> Iterator[Matches]:
+        def watched(*args: object, **options: object) -> Iterator[Matches]:
             nonlocal most
-            for matches in match_sets(*args):
+            for matches in match_sets(*args, **options):
                 alive.append(weakref.ref(matches.scores))
                 most = max(most, sum(ref() is not None for ref in alive))
                 yield matches
