@@ -510,7 +510,7 @@ class Predictor(nn.Module, ABC):
             )
         competing = len(sets) > 1
         order, groups = group_by_shots(sets, options.batch_size or len(sets))
-        at_once = options.batch_size or 1 if len(sets) == 1 else 1
+        at_once = 1 if competing else options.batch_size or 1
         for batch in batched(queries, at_once):
             loaded = [_load_or_error(query) for query in batch]
             images = [image for image in loaded if isinstance(image, Tensor)]

@@ -135,6 +135,14 @@ class TestModel:
             alone = model.predict(query, own).probability
             torch.testing.assert_close(many[name].probability, alone, **TOLERANCE)
 
+    def test_only_some_sets_have_rivals(self, model: HDMNet) -> None:
+        query, sets = picture(90, 70, seed=99), self.encoded(model)
+        sets["cat"] = self.knowing(model)[list(sets).index("cat")]
+        many = model.predict(query, sets)
+        for name, own in sets.items():
+            alone = model.predict(query, own).probability
+            torch.testing.assert_close(many[name].probability, alone, **TOLERANCE)
+
     def test_one_class_in_a_dict(self, model: HDMNet) -> None:
         query, cat = picture(90, 70, seed=99), self.encoded(model)["cat"]
         many = model.predict(query, {"cat": cat})

@@ -39,8 +39,16 @@ MEASURED = {
     "garments, 1 shot": "CCP_1shot",
     "garments, 5 shots": "CCP_5shot",
 }
-ALL = ["init=", "contrast=0", "dice=0", "learning_rate=5e-4", "absent=0.12", "real=1", "shots=1"]
-ALL += ["average=0.97"]
+ALL = [
+    "init=",
+    "contrast=0",
+    "dice=0",
+    "learning_rate=5e-4",
+    "absent=0.12",
+    "real=1",
+    "shots=1",
+    "average=0.97",
+]
 """Settings of all runs, as in the paper: network, loss, one shot, real photographs only, from
 ImageNet features. The moving average of the weights is short: with 0.998, a run of 200 steps would
 keep two thirds of its random first weights."""

@@ -159,10 +159,12 @@ class FewShotBackend:
             return
         try:
             tags = parse_config(project["label_config"])
+            images: dict[str, str] = {}  # by tag: each costs requests
             masks: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
             for region in annotation["result"]:
                 if (kind := region.get("type")) in KINDS:
-                    image = _image(task, tags[region["from_name"]])
+                    name = region["from_name"]
+                    images[name] = image = images.get(name) or _image(task, tags[name])
                     drawn = self._draw(image, region)
                     for label in region["value"][kind]:
                         masks[label][image] = drawn | masks[label].get(image, False)
