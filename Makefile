@@ -13,10 +13,10 @@ install: ## Install the package in place, with all that development needs
 	$(PYTHON) -m pip install -e '.[dev]'
 
 test: ## Run the tests, without the slow ones
-	pytest
+	pytest -n auto
 
-test-slow: ## Run the slow tests, in two processes of one thread each
-	OMP_NUM_THREADS=1 pytest -m slow -n 2 --dist loadscope
+test-slow: ## Run the slow tests
+	pytest -m slow -n auto --dist loadscope
 
 lint: ## Check style, formatting and the rules of imports
 	ruff check .

@@ -1,5 +1,6 @@
 """Fixtures and helpers that several test files use."""
 
+import os
 import sys
 import zlib
 from collections.abc import Iterator
@@ -13,6 +14,15 @@ from torch import Tensor, nn
 from hdmnet import HDMNet, HDMNetOutput
 
 REFERENCE = Path(__file__).parent / "reference"
+
+
+def pytest_configure() -> None:
+    """Share the cores among the processes of pytest-xdist, and what their tests start."""
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if processes > 1:
+        threads = max(1, torch.get_num_threads() // processes)
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 @pytest.fixture(scope="session")
