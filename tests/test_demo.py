@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import make
 from PIL import Image
 
 from hdmnet import Box, HDMNet, SupportSet
@@ -29,6 +30,7 @@ sync_api = pytest.importorskip("playwright.sync_api")
 from hdmnet.demo import page as demo_page  # noqa: E402
 from hdmnet.demo import serving  # noqa: E402
 from hdmnet.demo.events import Events  # noqa: E402
+from hdmnet.demo.visit import Choice, Visit  # noqa: E402
 
 DATA = Path(__file__).parents[1] / "examples" / "data"
 FISH, PERSON = DATA / "fish", DATA / "person"
@@ -342,6 +344,23 @@ def test_several_classes_and_a_negative(visit: Callable[..., Visitor], model: HD
     )
     assert np.array_equal(np.array(answer), result.labels.numpy())
     assert "negatives=negatives" in visitor.python()
+
+
+def test_the_rule_of_several_classes() -> None:
+    """They are lowered below another presence than one class, as by `predict`."""
+    rule = {"scale": 0.0, "bias": 0.0, "center": [], "threshold": 0.9, "competing_threshold": 0.5}
+    model = make(base_classes=0, presence=rule)  # every presence is 0.5
+    visit = Visit(model)
+    for name, folder in {"fish": FISH, "person": PERSON}.items():
+        visit.add_support(name, folder / "support_1.jpg").mask[100:, 100:] = True
+    visit.add_query(FISH / "query_1.jpg")
+    list(visit.segment())
+    ((_, several),) = visit.chosen(Choice())
+    assert torch.equal(several.probability, visit.answers[0].probability)
+    visit.remove("person", visit.classes["person"][0])
+    list(visit.segment())
+    ((_, alone),) = visit.chosen(Choice())
+    assert (alone.probability < visit.answers[0].probability).all()
 
 
 def test_sliders_compute_nothing_again(
