@@ -451,18 +451,21 @@ class TestScores:
         assert rows[3] == "| all | 0.100 (0.100 to 0.100) |  |"
 
     def test_ablations(self, tmp_path: Path) -> None:
-        from ablations import FULL, interval, report
+        from ablations import FULL, MEASURED, interval, read_score, report
         from scipy import stats
 
-        full = np.array([[0.5, 0.6, 0.3, 0.4, 0.45], [0.52, 0.6, 0.3, 0.4, 0.455]])
-        report({FULL: full, "without it": full - [[0.1], [0.2]]}, tmp_path)
-        lost = np.array([0.1, 0.2])
-        low, _ = stats.ttest_rel(full[:, -1], full[:, -1] - lost).confidence_interval()
+        line = dict.fromkeys(MEASURED, 0.2) | {MEASURED[0]: 0.6, "step": 200}
+        (tmp_path / "log.jsonl").write_text(f'{{"step": 100}}\n{json.dumps(line)}\n')
+        assert read_score(tmp_path) == pytest.approx(0.3)
+        full, lost = np.array([0.45, 0.46]), np.array([0.1, 0.2])
+        report({FULL: full, "without it": full - lost}, (0, 3), tmp_path)
+        low, _ = stats.ttest_rel(full, full - lost).confidence_interval()
         assert interval(lost) == pytest.approx(0.15 - low)
+        assert np.isnan(interval(lost[:1]))
         assert (tmp_path / "ablations.png").stat().st_size > 1000
-        last = (tmp_path / "ablations.md").read_text().splitlines()[-1]
-        assert last.startswith("| without it | 0.360 | 0.450 |")
-        assert "| 0.150 ± 0.635 |" in last
+        rows = (tmp_path / "ablations.md").read_text().splitlines()
+        assert rows[0] == f"|  | seed 0 | seed 3 | mean | mean, less than {FULL} |"
+        assert rows[-1] == "| without it | 0.350 | 0.260 | 0.305 | 0.150 ± 0.635 |"
 
 
 @pytest.mark.usefixtures("recipe")

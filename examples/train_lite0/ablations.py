@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -33,12 +34,8 @@ VARIANTS = {
     "one prototype, no dense matching": ["matching=prototype"],
     "without the prior": ["prior=0"],
 }
-MEASURED = {
-    "VOC, 1 shot": "VOC2012_1shot",
-    "VOC, 5 shots": "VOC2012_5shot",
-    "garments, 1 shot": "CCP_1shot",
-    "garments, 5 shots": "CCP_5shot",
-}
+MEASURED = ("VOC2012_1shot", "VOC2012_5shot", "CCP_1shot", "CCP_5shot")
+"""Class mIoUs of the log of a run, whose mean is its score."""
 ALL = [
     "init=",
     "contrast=0",
@@ -53,7 +50,6 @@ ALL = [
 ImageNet features. The moving average of the weights is short: with 0.998, a run of 200 steps would
 keep two thirds of its random first weights."""
 VALIDATION = ("VOC2012", "CCP")
-COLUMNS = (*MEASURED, "mean")
 RED, GRAY = "#d1495b", "#8d96a3"
 
 
@@ -62,32 +58,32 @@ def folder_of(runs: Path, name: str, seed: int) -> Path:
     return runs / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
 
 
-def read_scores(folder: Path) -> list[float]:
-    """Read the final class mIoU of each column."""
+def read_score(folder: Path) -> float:
+    """Read the final score of a run."""
     last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
-    scores = [last[key] for key in MEASURED.values()]
-    return [*scores, float(np.mean(scores))]
+    return float(np.mean([last[key] for key in MEASURED]))
 
 
 def interval(differences: np.ndarray) -> float:
-    """Return half of the 95 % interval of Student's t around the mean (n, ...) over n seeds."""
+    """Return half of the 95 % interval of Student's t around the mean of n seeds; NaN for one."""
     n = len(differences)
-    return stats.t.ppf(0.975, n - 1) * differences.std(axis=0, ddof=1) / np.sqrt(n)
+    if n == 1:
+        return float("nan")
+    return float(stats.t.ppf(0.975, n - 1) * differences.std(ddof=1) / np.sqrt(n))
 
 
-def report(scores: dict[str, np.ndarray], runs: Path) -> None:
-    """Write the table and the plot of (seeds, columns) scores."""
-    rows = [f"| | {' | '.join(COLUMNS)} | mean, less than {FULL} |", "|---" * 7 + "|"]
+def report(scores: dict[str, np.ndarray], seeds: Sequence[int], runs: Path) -> None:
+    """Write the table and the plot of the scores (seeds,) of each variant."""
+    heads = ["", *(f"seed {seed}" for seed in seeds), "mean", f"mean, less than {FULL}"]
+    rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     _, axis = plt.subplots(figsize=(7, 2.8), layout="constrained")
     for place, (name, found) in enumerate(scores.items()):
-        cells = [f"{value:.3f}" for value in found.mean(axis=0)]
-        if name == FULL:
-            rows.append(f"| {name} | {' | '.join(cells)} | |")
-            continue
-        lost = scores[FULL][:, -1] - found[:, -1]
-        rows.append(f"| {name} | {' | '.join(cells)} | {lost.mean():.3f} ± {interval(lost):.3f} |")
-        axis.plot(lost, [place] * len(lost), "o", color=GRAY, ms=4)
-        axis.errorbar(lost.mean(), place, xerr=interval(lost), fmt="D", color=RED, capsize=4)
+        lost = scores[FULL] - found
+        cells = [name, *(f"{value:.3f}" for value in (*found, found.mean()))]
+        rows.append(f"| {' | '.join(cells)} | {lost.mean():.3f} ± {interval(lost):.3f} |")
+        if name != FULL:
+            axis.plot(lost, [place] * len(lost), "o", color=GRAY, ms=4)
+            axis.errorbar(lost.mean(), place, xerr=interval(lost), fmt="D", color=RED, capsize=4)
     axis.axvline(0, color=GRAY, lw=1)
     axis.set_yticks(range(1, len(scores)), list(scores)[1:])
     axis.invert_yaxis()
@@ -118,10 +114,10 @@ def main() -> None:
             run = Run(args.data, folder, Settings.parse(settings), validation=VALIDATION)
             run.train(args.steps)
     scores = {
-        name: np.array([read_scores(folder_of(args.runs, name, seed)) for seed in args.seeds])
+        name: np.array([read_score(folder_of(args.runs, name, seed)) for seed in args.seeds])
         for name in VARIANTS
     }
-    report(scores, args.runs)
+    report(scores, args.seeds, args.runs)
 
 
 if __name__ == "__main__":
