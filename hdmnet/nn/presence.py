@@ -19,8 +19,6 @@ TINY = 1e-12
 """Guard of a division by a norm."""
 POOLED, STEP = 2, 4
 """Side of the squares of query positions, and step between object positions, of `ClassEvidence`."""
-STEEPNESS = 4
-"""Exponent of `Presence.lower`. Answers just below the threshold stay nearly as they are."""
 SURE = 1e-3
 """A probability of exactly 1 has no logit: it counts as 1 - SURE."""
 
@@ -213,7 +211,7 @@ class Presence(nn.Module):
     def lower(self, probability: Tensor, presence: float, *, competing: bool = False) -> Tensor:
         """Lower the probabilities of an answer whose presence is below τ.
 
-        odds(p') = odds(p) · min(1, odds(presence) / odds(τ))⁴, with odds(x) = x / (1 - x)
+        odds(p') = odds(p) · min(1, odds(presence) / odds(τ)), with odds(x) = x / (1 - x)
 
         Args:
             probability: Probabilities p, of any shape.
@@ -223,7 +221,7 @@ class Presence(nn.Module):
         threshold = self.competing_threshold if competing else self.threshold
         if presence >= threshold:
             return probability
-        factor = (presence * (1 - threshold) / (threshold * (1 - presence))) ** STEEPNESS
+        factor = presence * (1 - threshold) / (threshold * (1 - presence))
         return probability * factor / (1 - probability * (1 - factor))
 
     def mean(self, like: Tensor) -> Tensor:
