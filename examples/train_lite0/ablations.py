@@ -78,12 +78,13 @@ def report(scores: dict[str, np.ndarray], seeds: Sequence[int], runs: Path) -> N
     rows = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     _, axis = plt.subplots(figsize=(7, 2.8), layout="constrained")
     for place, (name, found) in enumerate(scores.items()):
-        lost = scores[FULL] - found
-        cells = [name, *(f"{value:.3f}" for value in (*found, found.mean()))]
-        rows.append(f"| {' | '.join(cells)} | {lost.mean():.3f} ± {interval(lost):.3f} |")
+        cells = [name, *(f"{value:.3f}" for value in (*found, found.mean())), ""]
         if name != FULL:
+            lost = scores[FULL] - found
+            cells[-1] = f"{lost.mean():.3f} ± {interval(lost):.3f}"
             axis.plot(lost, [place] * len(lost), "o", color=GRAY, ms=4)
             axis.errorbar(lost.mean(), place, xerr=interval(lost), fmt="D", color=RED, capsize=4)
+        rows.append(f"| {' | '.join(cells)} |")
     axis.axvline(0, color=GRAY, lw=1)
     axis.set_yticks(range(1, len(scores)), list(scores)[1:])
     axis.invert_yaxis()
