@@ -1,8 +1,9 @@
 """Make a small domain to fine-tune on: parts of cars, from 20 photographs.
 
     python examples/car_parts.py PHOTOS/CarParts CARS
-    python examples/finetune_torch.py --folders CARS RUN --size 257 \
+    python examples/finetune_torch.py --folders CARS RUN --size 353 --lr 5e-5 --steps 60 \
         --held-out front_glass --held-out hood --held-out mirror --held-out wheel
+    python examples/average_weights.py RUN/model BETTER
 
 PHOTOS is what `examples/train_lite0/photographs.py` writes. CARS gets a folder for each class. The
 held-out parts come from all other photographs. Left and right are one class; a tailgate counts as

@@ -24,7 +24,7 @@ ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 SMALL = ["--count", "24", "--size", "64", "--episodes", "4"]
 
 
-def run(name: str, *arguments: object, processes: int = 0) -> str:
+def run(name: str, *arguments: object, processes: int = 0, ok: bool = True) -> str:
     """Run an example and return its output. With `processes`, torchrun starts it."""
     launch = [sys.executable]
     if processes:
@@ -36,7 +36,7 @@ def run(name: str, *arguments: object, processes: int = 0) -> str:
         env=ENVIRONMENT,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode == 0) == ok, done.stderr
     return done.stdout + done.stderr
 
 
@@ -193,6 +193,23 @@ def test_car_parts(tmp_path: Path) -> None:
     assert made == ["mirror/images", "mirror/masks", *2 * ["trunk/images"], *2 * ["trunk/masks"]]
     mask = load_mask(next((out / "mirror" / "masks").iterdir()))
     assert mask.equal(torch.from_numpy((labels == 1) | (labels == 2)).to(mask.dtype))
+
+
+def test_average_weights(tmp_path: Path) -> None:
+    before, after = HDMNet.from_pretrained("hdmnet-lite0"), HDMNet.from_pretrained("hdmnet-lite0")
+    with torch.no_grad():
+        for parameter in after.parameters():
+            parameter.add_(0.25)
+    after.save_pretrained(tmp_path / "tuned")
+    run("average_weights", tmp_path / "tuned", tmp_path / "out", "--share", 0.75)
+    found = HDMNet.from_pretrained(tmp_path / "out")
+    for (name, old), new in zip(before.named_parameters(), found.parameters(), strict=True):
+        torch.testing.assert_close(new, old + 0.1875, rtol=0, atol=1e-6, msg=name)
+    assert found.presence.center == before.presence.center
+    other = run(
+        "average_weights", tmp_path / "tuned", tmp_path / "x", "--from", "hdmnet-lite0@1", ok=False
+    )
+    assert "different configurations" in other
 
 
 def test_look_inside(tmp_path: Path) -> None:
