@@ -172,7 +172,7 @@ class TestAugment:
         image, mask = picture(80, 70, seed=1), box_mask((10, 20, 50, 60), (70, 80))
         options = {"augment": Augment(scales=(1.0, 1.25)), "tile": 64, "refine": True}
         found, exact = (
-            m.predict(picture(90, 170, seed=2), image, mask, **options).probability
+            m.predict(picture(70, 100, seed=2), image, mask, **options).probability
             for m in (half, model)
         )
         assert found.dtype == torch.float32
