@@ -11,8 +11,6 @@ Source: WiSE-FT (arXiv 2109.01903).
 import argparse
 from pathlib import Path
 
-import torch
-
 from hdmnet import HDMNet
 
 
@@ -32,10 +30,9 @@ def average(before: HDMNet, after: HDMNet, share: float) -> HDMNet:
             "the models have different configurations: name the one before with --from"
         )
     tuned = after.state_dict()
-    with torch.no_grad():
-        for name, value in before.state_dict().items():
-            if value.is_floating_point():
-                value.lerp_(tuned[name].to(value), share)
+    for name, value in before.state_dict().items():  # detached, but the same memory
+        if value.is_floating_point():
+            value.lerp_(tuned[name].to(value), share)
     return before
 
 

@@ -25,7 +25,10 @@ SMALL = ["--count", "24", "--size", "64", "--episodes", "4"]
 
 
 def run(name: str, *arguments: object, processes: int = 0, ok: bool = True) -> str:
-    """Run an example and return its output. With `processes`, torchrun starts it."""
+    """Run an example, which must succeed, or fail if not `ok`, and return its output.
+
+    With `processes`, torchrun starts it.
+    """
     launch = [sys.executable]
     if processes:
         launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
