@@ -103,6 +103,14 @@ def test_pairs(evaluate: Evaluate, tmp_path: Path, capfd: pytest.CaptureFixture[
     with pytest.raises(SystemExit, match=str(cli.ERROR)):
         evaluate("pascal", root, "--pairs", pairs)
     assert "fold1.txt lists classes that are not in fold 0" in capfd.readouterr().err
+    for options, hint in {
+        ("--fold", 1, "--class", "bus", "--pairs", pairs): "classes that are not asked for",
+        ("--fold", 0, "--class", "bus"): "--class bus: expected one of aeroplane, bicycle",
+        ("--class", "bus", "--load", tmp_path / "out" / "episodes.json"): "leave out --class",
+    }.items():
+        with pytest.raises(SystemExit, match=str(cli.ERROR)):
+            evaluate("pascal", root, *options)
+        assert hint in capfd.readouterr().err
 
 
 def test_classes_without_episodes(
@@ -142,6 +150,12 @@ def test_other_data(evaluate: Evaluate, tmp_path: Path, capfd: pytest.CaptureFix
     scores = evaluate("folders", folders)["scores"]
     assert scores["episodes/nut"] > 0
     assert scores["episodes/bolt"] > 0
+    scores = evaluate("folders", folders, "--class", "bolt")["scores"]
+    assert [name for name in scores if name.startswith("episodes")] == ["episodes/bolt"]
+    assert scores["episodes/bolt"] == 6
+    with pytest.raises(SystemExit, match=str(cli.ERROR)):
+        evaluate("folders", folders, "--class", "nail")
+    assert "--class nail: expected one of bolt, nut" in capfd.readouterr().err
     with pytest.raises(SystemExit, match=str(cli.ERROR)):
         evaluate("json", folders)
     assert "json needs --annotations" in capfd.readouterr().err

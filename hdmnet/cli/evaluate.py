@@ -24,7 +24,7 @@ PATH = click.Path(exists=True, path_type=Path)
       hdmnet evaluate pascal VOCdevkit/VOC2012 --model FOLDER --fold 0 --shots 1 --out OUT
       hdmnet evaluate coco COCO --model FOLDER --fold 0 --shots 5 --out OUT
       hdmnet evaluate json MY_IMAGES --annotations MINE.json --out OUT
-      hdmnet evaluate folders MY_DATA --out OUT
+      hdmnet evaluate folders MY_DATA --class bolt --class nut --out OUT
     """
 )
 @click.argument("data", type=click.Choice(DATA))
@@ -42,6 +42,13 @@ PATH = click.Path(exists=True, path_type=Path)
     default=0,
     show_default=True,
     help="Of pascal and coco.",
+)
+@click.option(
+    "--class",
+    "classes",
+    multiple=True,
+    metavar="NAME",
+    help="Score only this class. May be given several times; default: all of the fold or data.",
 )
 @click.option("--shots", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--episodes", type=click.IntRange(1), default=1000, show_default=True)
@@ -101,6 +108,8 @@ def evaluate(**given: Any) -> None:
     args = SimpleNamespace(**given)
     if args.data == "json" and args.annotations is None:
         raise click.UsageError("json needs --annotations")
+    if args.classes and args.load:
+        raise click.UsageError("--load says which classes are scored: leave out --class")
     # The papers have their own rules. Other data is scored with all classes alike, as by `predict`.
     published = args.data in ("pascal", "coco")
     args.order = args.order or ("list" if published else "balanced")

@@ -4,6 +4,7 @@ import json
 import os
 import pkgutil
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,14 +53,33 @@ def open_source(args: SimpleNamespace) -> tuple[LabelledImages, tuple[int, ...] 
     return MaskFolders(args.root), None
 
 
+def choose_classes(
+    source: LabelledImages, names: Sequence[str], fold: tuple[int, ...] | None
+) -> tuple[int, ...] | None:
+    """Look up the names of `--class` among the classes of the fold, or among all.
+
+    Raises:
+        click.UsageError: If a name is not one of them.
+    """
+    if not names:
+        return fold
+    labels = fold or range(1, len(source.classes) + 1)
+    known = {source.classes[label - 1]: label for label in labels}
+    if unknown := [name for name in names if name not in known]:
+        raise click.UsageError(f"--class {unknown[0]}: expected one of {', '.join(known)}")
+    return tuple(sorted({known[name] for name in names}))
+
+
 def choose_episodes(args: SimpleNamespace) -> EpisodeList:
     """Load the episodes of `--load`, or draw them from `--pairs` or by the rules."""
-    source, classes = open_source(args)
+    source, fold = open_source(args)
+    classes = choose_classes(source, args.classes, fold)
     if args.pairs:
         seed, shots, length = args.seed, args.shots, args.episodes
         pairs = PairList(source, args.pairs, shots=shots, length=length, seed=seed)
         if classes and not set(pairs.classes) <= set(classes):
-            raise click.UsageError(f"{args.pairs} lists classes that are not in fold {args.fold}")
+            asked = "asked for" if args.classes else f"in fold {args.fold}"
+            raise click.UsageError(f"{args.pairs} lists classes that are not {asked}")
         return EpisodeList(source, pairs, classes)
     source.areas(args.cache)
     if args.load:
