@@ -62,14 +62,17 @@ class HDMNetInference(FewShotModel):
         """Match one query with several sets, or the reverse: what they share is computed once."""
         _checks.check_images("query", query, "B, 3, H, W", self.smallest_size)
         described = self._describe(self.backbone(query))
-        groups = list(groups)
-        matches = (self._match_group(described, group, query.shape[-2:]) for group in groups)
-        yield from self._compete(described, groups, list(matches)) if competing else matches
+        if competing:
+            yield from self._compete(described, list(groups), query.shape[-2:])
+            return
+        for group in groups:  # one after the other: the next one may depend on the last answer
+            yield self._match_group(described, group, query.shape[-2:])
 
     def _compete(
-        self, query: QueryFeatures, groups: list[Sequence[SupportSet]], matches: list[Matches]
+        self, query: QueryFeatures, groups: list[Sequence[SupportSet]], size: Sequence[int]
     ) -> Iterator[Matches]:
         """Set the classes of a call apart, if the model can tell what they look like."""
+        matches = [self._match_group(query, group, size) for group in groups]
         f4 = [s.prior_features[1] for group in groups for s in group]
         likeness = self.presence.likeness(query.prior[1], f4)
         if likeness is None:

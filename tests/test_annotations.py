@@ -19,11 +19,13 @@ from hdmnet import (
     HDMNet,
     Points,
     Scribble,
+    Segmentation,
     annotation_from_dict,
     box_mask,
     load_mask,
 )
-from hdmnet.preprocess import resize_label
+from hdmnet.images import load_image
+from hdmnet.preprocess import resize_image, resize_label
 from hdmnet.pseudo import Guess
 
 SIZE = (100, 80)  # height, width
@@ -121,6 +123,23 @@ def test_pseudo_mask_is_what_the_support_becomes(model: HDMNet, annotation) -> N
     assert (mask[seeds != 255] == seeds[seeds != 255]).all()
     direct, by_mask = (model.predict(picture(), image, m) for m in (annotation, mask))
     assert torch.equal(direct.probability, by_mask.probability)
+
+
+def test_each_round_starts_from_the_answer_before(model: HDMNet) -> None:
+    image, size = scene(), (model.image_size, model.image_size)
+    x = model.backbone.normalise(resize_image(load_image(image), size))[None]
+    differ = []
+    for annotation in ANNOTATIONS:
+        guess = Guess(annotation.seeds(SIZE), model.image_size)
+        used = []
+        for mask in guess.rounds():
+            used.append(mask)
+            with torch.no_grad():
+                scores = model.scores(x, model.encode(x[None], mask[None, None]))
+            guess.update(Segmentation.from_scores(scores, size).probability)
+        assert torch.equal(model.pseudo_mask(image, annotation), guess.mask())
+        differ.append(not torch.equal(*used))
+    assert any(differ)
 
 
 def test_mixed_with_masks(model: HDMNet) -> None:
