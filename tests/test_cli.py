@@ -22,7 +22,7 @@ from PIL import Image
 
 import hdmnet
 from hdmnet import Box, HDMNet, Points, SupportSet, cli
-from hdmnet.cli.doctor import STORED
+from hdmnet.cli.doctor import STORED, TOLERANCE
 
 needs_eval = pytest.mark.skipif(not find_spec("pycocotools"), reason="needs hdmnet[eval]")
 DATA = Path(__file__).parents[1] / "examples" / "data"
@@ -438,9 +438,9 @@ def test_models(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_doctor(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run("doctor") == 0
-    assert capfd.readouterr().out.count(": ok\n") == 6
+    """What it says of models as they should be is a part of `test_commands_of_the_page_run`."""
     monkeypatch.setitem(STORED, "hdmnet-lite0", (0.9,) * 6)
+    monkeypatch.delitem(TOLERANCE, "bfloat16")  # slow without hardware for it
     assert run("doctor") == 1
     assert "hdmnet-lite0, float32: off by 0.7" in capfd.readouterr().out
 
@@ -486,7 +486,7 @@ def test_export(model: HDMNet, fish: SupportSet, photos: Path, tmp_path: Path) -
 def test_interrupted(photos: Path, tmp_path: Path) -> None:
     """Ctrl-C leaves whole files only, and the same command goes on."""
     pixels = (photos / "a.jpg").read_bytes()
-    for i in range(200):
+    for i in range(40):
         (photos / f"{i:03}.jpg").write_bytes(pixels)
     out = tmp_path / "out"
     command = [sys.executable, "-m", "hdmnet", "segment", str(photos), *MASKED, "--out", str(out)]
@@ -508,14 +508,14 @@ def test_interrupted(photos: Path, tmp_path: Path) -> None:
     assert "Traceback" not in error
     assert not list(out.glob(".*.tmp"))
     masks = {path.name for path in out.glob("*.png")}
-    assert 5 <= len(masks) < 200
+    assert 5 <= len(masks) < 40
     for name in masks:
         assert read(out / name).shape == (251, 320)
     assert len(json.loads((out / "coco.json").read_text())["images"]) >= len(masks)
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert f"skipped: {len(masks)} of 202 images" in done.stderr
-    assert len(list(out.rglob("*.png"))) == 202
-    assert len(json.loads((out / "coco.json").read_text())["images"]) == 202
+    assert f"skipped: {len(masks)} of 42 images" in done.stderr
+    assert len(list(out.rglob("*.png"))) == 42
+    assert len(json.loads((out / "coco.json").read_text())["images"]) == 42
 
 
 def test_completion() -> None:
@@ -546,4 +546,6 @@ def test_commands_of_the_page_run(
     assert len(listed) == 9
     for command in listed:
         assert run(*command) == 0, capfd.readouterr().err
+    assert listed[-1] == ["doctor"]
+    assert capfd.readouterr().out.count(": ok\n") == 6
     assert read(tmp_path / "labels" / "fish" / "query_1.png").ndim == 2
