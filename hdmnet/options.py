@@ -15,6 +15,7 @@ class PredictOptions(TypedDict, total=False):
     augment: Augment | None
     tile: int | None
     refine: bool
+    self_support: bool
 
 
 class Options(NamedTuple):
@@ -25,6 +26,7 @@ class Options(NamedTuple):
     augment: Augment | None = None
     tile: int | None = None
     refine: bool = False
+    self_support: bool = False
     generalized: bool = False
 
     def checked(self) -> Self:
@@ -38,7 +40,8 @@ class Options(NamedTuple):
             _checks.check_probabilities(presence_threshold=self.presence_threshold)
         if self.augment is not None:
             _checks.check_type("augment", self.augment, Augment, "an Augment")
-        _checks.check_type("refine", self.refine, bool, "a bool")
+        for name in ("refine", "self_support"):
+            _checks.check_type(name, getattr(self, name), bool, "a bool")
         return self._replace(
             batch_size=_integer("batch_size", self.batch_size, 1),
             tile=_integer("tile", self.tile, SMALLEST_TILE),

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, TypeAlias, Unpack, cast, overload
 
 import numpy as np
@@ -38,6 +39,7 @@ from hdmnet.pseudo import Guess
 from hdmnet.rating import SupportRating, compare, rate
 from hdmnet.refinement import refine as refine_borders
 from hdmnet.segmentation import MulticlassSegmentation, Segmentation
+from hdmnet.self_support import match_again
 from hdmnet.supports import SupportSet
 from hdmnet.views import Augment, Merger, Views
 
@@ -376,6 +378,7 @@ class Predictor(nn.Module, ABC):
         augment: Augment | None = None,
         tile: int | None = None,
         refine: bool = False,
+        self_support: bool = False,
         generalized: bool = False,
     ) -> Answer | list[Any]:
         """Segment one image, or a list of images, at their own sizes.
@@ -408,6 +411,8 @@ class Predictor(nn.Module, ABC):
                 each is segmented in addition to the whole. The answer is the mean of the whole's
                 and the tiles': both must find an object. `batch_size` has no effect on tiles.
             refine: Whether borders follow the edges of the query: see `hdmnet.refinement`.
+            self_support: Whether the answer becomes one more support, and the query is segmented
+                again: see `hdmnet.self_support`. `presence` stays that of the first answer.
             generalized: Whether to label the base classes of the model's base learner as well. With
                 `augment` or `tile`, the base learner sees the first view only: the whole query at
                 the first scale, not mirrored.
@@ -428,7 +433,7 @@ class Predictor(nn.Module, ABC):
             >>> result.overlay("query.jpg").save("overlay.png")
         """
         options = Options(
-            batch_size, presence_threshold, augment, tile, refine, generalized
+            batch_size, presence_threshold, augment, tile, refine, self_support, generalized
         ).checked()
         self._sides(options)  # raises its error now
         sets = encode_classes(self.encode_supports, supports, masks, class_ids, negatives)
@@ -451,6 +456,7 @@ class Predictor(nn.Module, ABC):
         augment: Augment | None = None,
         tile: int | None = None,
         refine: bool = False,
+        self_support: bool = False,
         generalized: bool = False,
     ) -> Iterator[Answer | OSError | TypeError | ValueError]:
         """Segment any number of images, one after the other, also if some cannot be read.
@@ -467,6 +473,7 @@ class Predictor(nn.Module, ABC):
             augment: As for `predict`.
             tile: As for `predict`.
             refine: As for `predict`.
+            self_support: As for `predict`.
             generalized: As for `predict`.
 
         Returns:
@@ -488,7 +495,7 @@ class Predictor(nn.Module, ABC):
                 'Path("photos").glob("*.jpg")'
             )
         options = Options(
-            batch_size, presence_threshold, augment, tile, refine, generalized
+            batch_size, presence_threshold, augment, tile, refine, self_support, generalized
         ).checked()
         self._sides(options)  # raises its error now
         sets = encode_classes(self.encode_supports, supports, masks, class_ids, negatives)
@@ -558,8 +565,7 @@ class Predictor(nn.Module, ABC):
             for views in zip(*plans, strict=True):
                 cut = [view.of(image) for view, image in zip(views, images, strict=True)]
                 batch = self._normalise(torch.stack(cut))
-                several = self.match_sets(batch, groups, competing=competing)
-                matches = [match for group in several for match in group.split()]
+                matches = self._match_view(batch, groups, options, competing=competing)
                 alike = len(matches) // len(images)
                 mergers = mergers or [Merger(plan) for plan in plans for _ in range(alike)]
                 for i, (merger, match) in enumerate(zip(mergers, matches, strict=True)):
@@ -570,6 +576,24 @@ class Predictor(nn.Module, ABC):
                 merged = merger.result()
                 pairs.append((merged, Evidence.of(merged, seen[i // alike])))
         return [[pair] for pair in pairs] if len(images) > 1 else [pairs]
+
+    def _match_view(
+        self, batch: Tensor, groups: list[list[SupportSet]], options: Options, *, competing: bool
+    ) -> list[Matches]:
+        """Match one query with several sets, or several queries with one set, maybe twice."""
+        match = partial(self.match_sets, competing=competing)
+        matches = [pair for group in match(batch, groups) for pair in group.split()]
+        if not options.self_support:
+            return matches
+        sets = [supports for group in groups for supports in group]
+        most = options.batch_size or len(sets)
+        return [
+            pair
+            for i, query in enumerate(batch.split(1))
+            for pair in match_again(
+                self.encode, match, query, sets, matches[i * len(sets) :][: len(sets)], most
+            )
+        ]
 
     def _views(self, size: tuple[int, int], options: Options) -> Views:
         flip = options.augment is not None and options.augment.flip

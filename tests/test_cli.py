@@ -135,10 +135,16 @@ def test_options_reach_predict(
     model: HDMNet, fish: SupportSet, photos: Path, tmp_path: Path
 ) -> None:
     options = ["--flip", "--refine", "--tile", 200, "--presence-threshold", 0.2, "--batch-size", 2]
+    options += ["--self-support"]
     assert run("segment", photos / "a.jpg", *MASKED, "--out", tmp_path / "out", *options) == 0
-    augment = hdmnet.Augment(flip=True)
     mask = model.predict(
-        FISH / "query_1.jpg", fish, augment=augment, refine=True, tile=200, presence_threshold=0.2
+        FISH / "query_1.jpg",
+        fish,
+        augment=hdmnet.Augment(flip=True),
+        refine=True,
+        tile=200,
+        presence_threshold=0.2,
+        self_support=True,
     ).mask
     assert (read(tmp_path / "out" / "a.png") == 255 * mask.numpy()).all()
     assert run("segment", photos / "a.jpg", *MASKED, "--out", tmp_path / "all", "--presence-threshold", 1) == 0  # fmt: skip # noqa: E501

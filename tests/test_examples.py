@@ -220,3 +220,10 @@ def test_look_inside(tmp_path: Path) -> None:
     with Image.open(tmp_path / "picture.png") as picture:
         pixels = np.asarray(picture.convert("L"))
     assert (pixels < 250).mean() > 0.6  # the panels are full
+
+
+def test_draw_annotations(tmp_path: Path) -> None:
+    run("draw_annotations", tmp_path / "picture.jpg")
+    committed = EXAMPLES.parent / "docs" / "annotations.jpg"
+    with Image.open(tmp_path / "picture.jpg") as drawn, Image.open(committed) as shown:
+        assert drawn.size == shown.size

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 AHEAD = 3
 """Images that are read before their turn, and answers that wait to be written."""
 READERS = 2
+SAVED = ("presence_threshold", "refine", "tile", "self_support")
+"""Options of `predict` that change answers."""
 MOST_FAILED = 100
 """Largest exit code that counts failed images."""
 
@@ -77,6 +79,7 @@ MOST_FAILED = 100
     help="Empty the mask of a class that is less likely. Default: the model's own rule.",
 )
 @click.option("--refine", is_flag=True, help="Let borders follow the edges of the image.")
+@click.option("--self-support", is_flag=True, help="Look again with the answer as a support.")
 @click.option("--flip", is_flag=True, help="Average with the mirrored image: twice the time.")
 @click.option("--tile", type=click.IntRange(32), help="Side in pixels of tiles, for small objects.")
 @click.option("--batch-size", type=click.IntRange(1), help="Images computed at once. Default: 1.")
@@ -100,7 +103,7 @@ def segment(
     belongs to the --support before it. After all supports, only masks, or only boxes, are taken in
     their order.
     """
-    options = {name: given[name] for name in ("presence_threshold", "refine", "tile", "batch_size")}
+    options = {name: given[name] for name in (*SAVED, "batch_size")}
     if "coco" in formats:
         _require_coco()
     if out.is_file():
@@ -118,7 +121,7 @@ def segment(
             # The fingerprint leaves out what changes no support, such as the threshold of presence.
             "model": digest(network.fingerprint(), json.dumps(network.config, sort_keys=True)),
             "classes": [[name, digest(*_sources(one))] for name, one in shown.items()],
-            "options": [options[key] for key in ("presence_threshold", "refine", "tile")] + [flip],
+            "options": [options[key] for key in SAVED] + [flip],
         },
     )
     todo = answers.todo(found, overwrite=overwrite)
