@@ -32,6 +32,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "tile": {"tile": 256},
     "refine": {"refine": True},
     "flip, refine": {"augment": Augment(), "refine": True},
+    "self-support": {"self_support": True},
+    "flip, self-support": {"augment": Augment(), "self_support": True},
 }
 
 
@@ -42,6 +44,7 @@ def main() -> None:
     parser.add_argument("--classes", required=True, help="names, with commas between them")
     parser.add_argument("--list", default="val", help="list of images")
     parser.add_argument("--model", default="hdmnet-lite0", help="name, folder or Hub repository")
+    parser.add_argument("--options", nargs="+", choices=OPTIONS, default=[*OPTIONS], metavar="NAME")
     parser.add_argument("--episodes", type=int, default=200)
     parser.add_argument("--shots", type=int, default=1)
     parser.add_argument("--largest", type=float, default=1.0, help="share of the query, object")
@@ -55,8 +58,9 @@ def main() -> None:
     sampler = EpisodeSampler(
         source, labels, shots=args.shots, length=args.episodes, seed=args.seed, order="balanced"
     )
-    masks = {name: FewShotIoU(names) for name in OPTIONS}
-    borders = {name: FewShotIoU(names) for name in OPTIONS}
+    compared = {name: OPTIONS[name] for name in ("none", *args.options)}
+    masks = {name: FewShotIoU(names) for name in compared}
+    borders = {name: FewShotIoU(names) for name in compared}
     seconds: dict[str, float] = defaultdict(float)
     for episode in tqdm(sampler, "episodes"):
         truth = torch.from_numpy(source.label(episode.query)).long()
@@ -70,7 +74,7 @@ def main() -> None:
         ]
         encoded = model.encode_supports(supports, given)
         query = source.image(episode.query)
-        for name, options in OPTIONS.items():
+        for name, options in compared.items():
             start = time.perf_counter()
             answer = model.predict(query, encoded, **options)
             seconds[name] += time.perf_counter() - start
@@ -81,7 +85,7 @@ def main() -> None:
             regions = boundary_region(mask), boundary_region(target)
             borders[name].update(regions[0].masked_fill(target == IGNORE, 0), regions[1], label)
     logger.info("| option | mIoU | Boundary IoU | time |\n|---|---|---|---|")
-    for name in OPTIONS:
+    for name in compared:
         whole, border = (m[name].compute()["final/mIoU"] for m in (masks, borders))
         ratio = seconds[name] / seconds["none"]
         logger.info("| %s | %.3f | %.3f | %.2f |", name, whole, border, ratio)

@@ -20,7 +20,7 @@ from hdmnet.images import load_image, load_mask
 FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "JPEG2000")
 
 
-@pytest.fixture(params=[100, pytest.param(3000, marks=pytest.mark.slow)])
+@pytest.fixture(params=[100, pytest.param(1000, marks=pytest.mark.slow)])
 def fuzz(request: pytest.FixtureRequest) -> settings:
     """The number of examples, and the same examples in every run."""
     return settings(max_examples=request.param, deadline=None, derandomize=True)
