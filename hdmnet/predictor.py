@@ -587,13 +587,19 @@ class Predictor(nn.Module, ABC):
             return matches
         sets = [supports for group in groups for supports in group]
         most = options.batch_size or len(sets)
-        return [
-            pair
-            for i, query in enumerate(batch.split(1))
-            for pair in match_again(
-                self.encode, match, query, sets, matches[i * len(sets) :][: len(sets)], most
-            )
-        ]
+        plain, twice = options._replace(refine=False), []
+        for query, pairs in zip(batch.split(1), batched(matches, len(sets)), strict=True):
+            answers = [
+                self._answer(pair, None, query[0], plain, competing=competing) for pair in pairs
+            ]
+            masks = [answer.mask for answer in answers]
+            if not any(mask.any() for mask in masks):
+                twice += pairs
+                continue
+            scores = match_again(self.encode, match, query, masks, sets, most)
+            # With itself as a support, any query would seem to show the class.
+            twice += [x._replace(scores=y) for x, y in zip(pairs, scores, strict=True)]
+        return twice
 
     def _views(self, size: tuple[int, int], options: Options) -> Views:
         flip = options.augment is not None and options.augment.flip

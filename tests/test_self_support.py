@@ -66,6 +66,15 @@ def test_what_found_nothing_stays() -> None:
     assert torch.equal(found.probability, first.probability)
 
 
+def test_what_seems_absent_stays(bundled: HDMNet, fish: SupportSet) -> None:
+    rocket = DATA.parent / "rocket" / "query_1.jpg"
+    raw, first = (bundled.predict(rocket, fish, presence_threshold=x) for x in (0, None))
+    assert raw.mask.any()
+    assert not first.mask.any()
+    found = bundled.predict(rocket, fish, self_support=True)
+    assert torch.equal(found.probability, first.probability)
+
+
 def test_lists_and_dicts(bundled: HDMNet, fish: SupportSet) -> None:
     queries = [QUERY, DATA / "query_2.jpg"]
     alone = [bundled.predict(query, fish, self_support=True) for query in queries]
