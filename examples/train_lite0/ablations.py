@@ -102,21 +102,28 @@ def main() -> None:
     parser.add_argument("runs", type=Path, help="folder for the runs")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--variants", nargs="*", metavar="NAME", default=[*VARIANTS], help="beside the network"
+    )
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of all runs"
+    )
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if args.threads:
         torch.set_num_threads(args.threads)
+    variants = {k: v for k, v in VARIANTS.items() if k in (FULL, *args.variants)}
     for seed in args.seeds:
-        for name, changes in VARIANTS.items():
-            settings = [*ALL, f"steps={args.steps}", f"seed={seed}", *changes]
+        for name, changes in variants.items():
+            settings = [*ALL, f"steps={args.steps}", f"seed={seed}", *changes, *args.set]
             logger.info("%s, seed %d", name, seed)
             folder = folder_of(args.runs, name, seed)
             run = Run(args.data, folder, Settings.parse(settings), validation=VALIDATION)
             run.train(args.steps)
     scores = {
         name: np.array([read_score(folder_of(args.runs, name, seed)) for seed in args.seeds])
-        for name in VARIANTS
+        for name in variants
     }
     report(scores, args.seeds, args.runs)
 
