@@ -135,7 +135,6 @@ def test_options_reach_predict(
     model: HDMNet, fish: SupportSet, photos: Path, tmp_path: Path
 ) -> None:
     options = ["--flip", "--refine", "--tile", 200, "--presence-threshold", 0.2, "--batch-size", 2]
-    options += ["--self-support"]
     assert run("segment", photos / "a.jpg", *MASKED, "--out", tmp_path / "out", *options) == 0
     mask = model.predict(
         FISH / "query_1.jpg",
@@ -144,9 +143,12 @@ def test_options_reach_predict(
         refine=True,
         tile=200,
         presence_threshold=0.2,
-        self_support=True,
     ).mask
     assert (read(tmp_path / "out" / "a.png") == 255 * mask.numpy()).all()
+    again = [photos / "a.jpg", *MASKED, "--out", tmp_path / "again", "--self-support"]
+    assert run("segment", *again) == 0
+    mask = model.predict(FISH / "query_1.jpg", fish, self_support=True).mask
+    assert (read(tmp_path / "again" / "a.png") == 255 * mask.numpy()).all()
     assert run("segment", photos / "a.jpg", *MASKED, "--out", tmp_path / "all", "--presence-threshold", 1) == 0  # fmt: skip # noqa: E501
     assert not read(tmp_path / "all" / "a.png").any()
 
@@ -553,5 +555,5 @@ def test_commands_of_the_page_run(
     for command in listed:
         assert run(*command) == 0, capfd.readouterr().err
     assert listed[-1] == ["doctor"]
-    assert capfd.readouterr().out.count(": ok\n") == 6
+    assert capfd.readouterr().out.count(": ok\n") == 5
     assert read(tmp_path / "labels" / "fish" / "query_1.png").ndim == 2

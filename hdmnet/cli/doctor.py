@@ -30,6 +30,8 @@ STORED = {
 """Mean probabilities in the answer to `scene`, on a grid of 4 × 4 without its border."""
 TOLERANCE = {"float32": 0.002, "bfloat16": 0.03}
 """Largest difference from these. PyTorch's own rounding differs between processors."""
+IN_BFLOAT16 = "hdmnet-lite0"
+"""One model says whether the device can do it, and it takes long where it is emulated."""
 
 
 @click.command()
@@ -86,6 +88,8 @@ def _test(info: hdmnet.PretrainedInfo, device: torch.device) -> list[tuple[str, 
     model = hdmnet.HDMNet.from_pretrained(info.name).to(device)
     (support, mask), (query, _) = scene(-0.3), scene(0.3)
     for dtype, tolerance in TOLERANCE.items():
+        if dtype == "bfloat16" and info.name != IN_BFLOAT16:
+            continue
         answer = model.to(getattr(torch, dtype)).predict(query, support, mask, presence_threshold=0)
         means = F.adaptive_avg_pool2d(answer.probability[None], 4)[0, 1:3, 1:].flatten().tolist()
         pairs = zip(means, STORED[info.name], strict=True)
