@@ -227,3 +227,14 @@ def test_draw_annotations(tmp_path: Path) -> None:
     committed = EXAMPLES.parent / "docs" / "annotations.jpg"
     with Image.open(tmp_path / "picture.jpg") as drawn, Image.open(committed) as shown:
         assert drawn.size == shown.size
+
+
+def test_draw_shares(tmp_path: Path) -> None:
+    for share in ("0", "0.5", "1"):
+        (tmp_path / "results" / share).mkdir(parents=True)
+        scores = {"final/IoU/hood": 0.3, "final/IoU/wheel": 0.5, "final/mIoU": 0.4}
+        text = json.dumps({"scores": scores})
+        (tmp_path / "results" / share / "results.json").write_text(text)
+    run("draw_shares", tmp_path / "results", tmp_path / "picture.png")
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert (np.asarray(picture.convert("RGB")) == (209, 73, 91)).all(axis=-1).any()  # the mean
