@@ -77,15 +77,24 @@ class FewShotModel(Predictor, HubMixin):
             (B, 2, H, W) scores, at least 0, background first.
         """
 
+    def look_at(self, query: Tensor) -> Any:
+        """Compute what several calls of `match_sets` share. Without an override, the query itself.
+
+        Args:
+            query: (B, 3, H, W), as for `scores`.
+        """
+        return query
+
     def match_sets(
-        self, query: Tensor, groups: Groups, *, competing: bool = False
+        self, query: Any, groups: Groups, *, competing: bool = False
     ) -> Iterator[Matches]:
         """Match one query with several sets, or several queries with one set.
 
         A network that can share work between the sets overrides this.
 
         Args:
-            query: (B, 3, H, W), as for `scores`. B is 1 unless there is only one set.
+            query: (B, 3, H, W), as for `scores`, or what `look_at` returns for it. B is 1 unless
+                there is only one set.
             groups: Sets of one episode. Those of a group have the same number of shots: a network
                 may compute them at once.
             competing: Whether the sets are different classes, which a network may set apart.

@@ -14,7 +14,7 @@ from hdmnet.nn import _checks
 from hdmnet.nn.calibration import Calibration
 from hdmnet.nn.contrast import set_apart
 from hdmnet.nn.presence import Presence, object_probability
-from hdmnet.output import Features, HDMNetOutput, Matches, QueryFeatures
+from hdmnet.output import Features, HDMNetOutput, Look, Matches, QueryFeatures
 from hdmnet.segmentation import Segmentation
 from hdmnet.supports import SupportSet
 
@@ -56,25 +56,27 @@ class HDMNetInference(FewShotModel):
         """Compute only the calibrated scores of `match`. See `FewShotModel.scores`."""
         return next(self.match_sets(query, [[supports]])).scores
 
+    def look_at(self, query: Tensor) -> Look:
+        """Compute everything about B queries that does not depend on the supports."""
+        _checks.check_images("query", query, "B, 3, H, W", self.smallest_size)
+        return Look(self._describe(self.backbone(query)), (query.shape[-2], query.shape[-1]))
+
     def match_sets(
-        self, query: Tensor, groups: Groups, *, competing: bool = False
+        self, query: Tensor | Look, groups: Groups, *, competing: bool = False
     ) -> Iterator[Matches]:
         """Match one query with several sets, or the reverse: what they share is computed once."""
-        _checks.check_images("query", query, "B, 3, H, W", self.smallest_size)
-        described = self._describe(self.backbone(query))
+        look = query if isinstance(query, Look) else self.look_at(query)
         if competing:
-            yield from self._compete(described, list(groups), query.shape[-2:])
+            yield from self._compete(look, list(groups))
             return
-        for group in groups:  # one after the other: the next one may depend on the last answer
-            yield self._match_group(described, group, query.shape[-2:])
+        for group in groups:
+            yield self._match_group(look, group)
 
-    def _compete(
-        self, query: QueryFeatures, groups: list[Sequence[SupportSet]], size: Sequence[int]
-    ) -> Iterator[Matches]:
+    def _compete(self, look: Look, groups: list[Sequence[SupportSet]]) -> Iterator[Matches]:
         """Set the classes of a call apart, if the model can tell what they look like."""
-        matches = [self._match_group(query, group, size) for group in groups]
+        matches = [self._match_group(look, group) for group in groups]
         f4 = [s.prior_features[1] for group in groups for s in group]
-        likeness = self.presence.likeness(query.prior[1], f4)
+        likeness = self.presence.likeness(look.features.prior[1], f4)
         if likeness is None:
             yield from matches
             return
@@ -83,9 +85,8 @@ class HDMNetInference(FewShotModel):
         for match, part in zip(matches, parts, strict=True):
             yield match._replace(scores=part)
 
-    def _match_group(
-        self, query: QueryFeatures, group: Sequence[SupportSet], size: Sequence[int]
-    ) -> Matches:
+    def _match_group(self, look: Look, group: Sequence[SupportSet]) -> Matches:
+        query, size = look
         prior = torch.cat([self._prior(query, supports) for supports in group])
         # The prior's features are most of a set. They are not copied.
         first, *others = (replace(s, prior_features=(), negatives=None, rivals=None) for s in group)

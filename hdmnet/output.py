@@ -66,3 +66,11 @@ class QueryFeatures(NamedTuple):
     """Logits of the base learner."""
     gram: Tensor | None
     """Gram matrix of f2."""
+
+
+class Look(NamedTuple):
+    """What `look_at` computes of B queries, for several matches."""
+
+    features: QueryFeatures
+    size: tuple[int, int]
+    """Height and width of the queries."""

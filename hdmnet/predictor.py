@@ -39,7 +39,7 @@ from hdmnet.pseudo import Guess
 from hdmnet.rating import SupportRating, compare, rate
 from hdmnet.refinement import refine as refine_borders
 from hdmnet.segmentation import MulticlassSegmentation, Segmentation
-from hdmnet.self_support import match_again
+from hdmnet.self_support import join_answers
 from hdmnet.supports import SupportSet
 from hdmnet.views import Augment, Merger, Views
 
@@ -69,8 +69,12 @@ class Predictor(nn.Module, ABC):
         """Encode something that is not the class, see `FewShotModel`."""
 
     @abstractmethod
+    def look_at(self, query: Tensor) -> Any:
+        """Compute what several matches of a query share, see `FewShotModel`."""
+
+    @abstractmethod
     def match_sets(
-        self, query: Tensor, groups: Groups, *, competing: bool = False
+        self, query: Any, groups: Groups, *, competing: bool = False
     ) -> Iterator[Matches]:
         """Match one query with several sets, or the reverse, see `FewShotModel`."""
 
@@ -208,13 +212,12 @@ class Predictor(nn.Module, ABC):
         seeds = annotation.seeds((image.shape[-2], image.shape[-1]))
         prepared = self._prepare(image)[None]
         guess = Guess(seeds, self.image_size)
-        masks = (mask[None, None].to(prepared.device) for mask in guess.rounds())
         with _evaluating(self):
-            # `masks` is lazy: each round needs the answer of the one before. The query stays.
-            groups = ([self.encode(prepared[None], mask)] for mask in masks)
-            for matches in self.match_sets(prepared, groups):
-                answer = Segmentation.from_scores(matches.scores, prepared.shape[-2:])
-                guess.update(answer.probability)
+            look = self.look_at(prepared)
+            for mask in guess.rounds():
+                own = self.encode(prepared[None], mask[None, None].to(prepared.device))
+                scores = next(self.match_sets(look, [[own]])).scores
+                guess.update(Segmentation.from_scores(scores, prepared.shape[-2:]).probability)
         return guess.mask()
 
     def rate_supports(self, supports: Supports, masks: Masks) -> list[SupportRating]:
@@ -555,7 +558,8 @@ class Predictor(nn.Module, ABC):
         """Match each image with each set, several images only with one set."""
         if not images:
             return []
-        if options.tile is not None and len(images) > 1:  # each may have other tiles
+        # Each may have other tiles, and each is a support of its own.
+        if (options.tile is not None or options.self_support) and len(images) > 1:
             return [self._match_images([image], groups, options)[0] for image in images]
         plans = [self._views((x.shape[-2], x.shape[-1]), options) for x in images]
         images = [image.to(next(self.parameters()).device) for image in images]
@@ -580,26 +584,23 @@ class Predictor(nn.Module, ABC):
     def _match_view(
         self, batch: Tensor, groups: list[list[SupportSet]], options: Options, *, competing: bool
     ) -> list[Matches]:
-        """Match one query with several sets, or several queries with one set, maybe twice."""
-        match = partial(self.match_sets, competing=competing)
-        matches = [pair for group in match(batch, groups) for pair in group.split()]
+        """Match one query with several sets, or several queries with one set."""
+        match = partial(self.match_sets, self.look_at(batch), competing=competing)
+        matches = [pair for group in match(groups) for pair in group.split()]
         if not options.self_support:
             return matches
+        plain = options._replace(refine=False)
+        answers = [self._answer(x, None, batch[0], plain, competing=competing) for x in matches]
+        masks = [answer.mask for answer in answers]
+        if not any(mask.any() for mask in masks):
+            return matches
         sets = [supports for group in groups for supports in group]
-        most = options.batch_size or len(sets)
-        plain, twice = options._replace(refine=False), []
-        for query, pairs in zip(batch.split(1), batched(matches, len(sets)), strict=True):
-            answers = [
-                self._answer(pair, None, query[0], plain, competing=competing) for pair in pairs
-            ]
-            masks = [answer.mask for answer in answers]
-            if not any(mask.any() for mask in masks):
-                twice += pairs
-                continue
-            scores = match_again(self.encode, match, query, masks, sets, most)
-            # With itself as a support, any query would seem to show the class.
-            twice += [x._replace(scores=y) for x, y in zip(pairs, scores, strict=True)]
-        return twice
+        joined = join_answers(self.encode, batch, masks, sets)
+        order, groups = group_by_shots(joined, options.batch_size or len(sets))
+        again = [pair.scores for group in match(groups) for pair in group.split()]
+        scores = dict(zip(order, again, strict=True))
+        # With itself as a support, any query would seem to show the class: only scores are new.
+        return [pair._replace(scores=scores[i]) for i, pair in enumerate(matches)]
 
     def _views(self, size: tuple[int, int], options: Options) -> Views:
         flip = options.augment is not None and options.augment.flip

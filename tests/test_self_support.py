@@ -48,6 +48,14 @@ def test_equals_the_plain_formulation(bundled: HDMNet, fish: SupportSet) -> None
     assert found.presence == first.presence
 
 
+def test_the_backbone_sees_the_query_once(bundled: HDMNet, fish: SupportSet) -> None:
+    seen = []
+    hook = bundled.backbone.register_forward_hook(lambda *call: seen.append(call))
+    bundled.predict(QUERY, fish, self_support=True)
+    hook.remove()
+    assert len(seen) == 2  # the query, and the masked query as a support
+
+
 def test_with_views(bundled: HDMNet, fish: SupportSet) -> None:
     # The mean is taken at the size that the network sees: so this is the size of the query.
     image = resize_image(load_image(QUERY), (bundled.image_size, bundled.image_size))
