@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gallery import BLUE
 from PIL import Image, ImageDraw
-from predict import DATA, strip
+from predict import DATA, stack, strip
 
 from hdmnet import Box, HDMNet, Points, Scribble, Segmentation
 from hdmnet.annotations import Annotation
@@ -20,7 +20,7 @@ ROWS: tuple[tuple[str, Annotation, str], ...] = (
     ("fish", Scribble([[(75, 70), (200, 58), (265, 72)]]), "query_2.jpg"),
     ("feline", Points([(200, 90), (289, 129), (120, 199)]), "query_1.jpg"),
 )
-WIDTH, HEIGHT, GAP = 1216, 230, 10  # pixels: of a row, and between rows
+WIDTH, HEIGHT = 1216, 230  # pixels, of a row
 YELLOW = (255, 226, 10)
 
 
@@ -54,13 +54,7 @@ def main() -> None:
         answer = model.predict(searched, support, annotation)
         made = [draw(support, annotation), mask.overlay(support, color=BLUE)]
         rows.append(strip(made, [answer.overlay(searched)], width=WIDTH, height=HEIGHT))
-    height = sum(row.height + GAP for row in rows) - GAP
-    canvas = Image.new("RGB", (max(row.width for row in rows), height), "white")
-    top = 0
-    for row in rows:
-        canvas.paste(row, (0, top))
-        top += row.height + GAP
-    canvas.save(args.picture, quality=85, optimize=True)
+    stack(rows).save(args.picture, quality=85, optimize=True)
 
 
 if __name__ == "__main__":

@@ -90,8 +90,13 @@ def strip(
 
 def overview(rows: list[tuple[list[Image.Image], list[Image.Image]]]) -> Image.Image:
     """Draw one row per class."""
-    strips = [strip(*row) for row in rows]
-    canvas = Image.new("RGB", (WIDTH, sum(s.height + GAP for s in strips) - GAP), "white")
+    return stack([strip(*row) for row in rows])
+
+
+def stack(strips: list[Image.Image]) -> Image.Image:
+    """Draw strips below each other."""
+    width, height = max(s.width for s in strips), sum(s.height + GAP for s in strips) - GAP
+    canvas = Image.new("RGB", (width, height), "white")
     y = 0
     for drawn in strips:
         canvas.paste(drawn, (0, y))

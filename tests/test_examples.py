@@ -222,9 +222,10 @@ def test_look_inside(tmp_path: Path) -> None:
     assert (pixels < 250).mean() > 0.6  # the panels are full
 
 
-def test_draw_annotations(tmp_path: Path) -> None:
-    run("draw_annotations", tmp_path / "picture.jpg")
-    committed = EXAMPLES.parent / "docs" / "annotations.jpg"
+@pytest.mark.parametrize("name", ["annotations", "quality"])
+def test_pictures_of_the_docs(name: str, tmp_path: Path) -> None:
+    run(f"draw_{name}", tmp_path / "picture.jpg")
+    committed = EXAMPLES.parent / "docs" / f"{name}.jpg"
     with Image.open(tmp_path / "picture.jpg") as drawn, Image.open(committed) as shown:
         assert drawn.size == shown.size
 
