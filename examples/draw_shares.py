@@ -39,7 +39,7 @@ def main() -> None:
     mean = [scores[share]["final/mIoU"] for share in shares]
     axis.plot(shares, mean, "o-", color=RED, lw=2)
     for share, value in zip(shares, mean, strict=True):
-        axis.annotate(f"{value:.3f}", (share, value - 0.03), color=RED, ha="center", fontsize=9)
+        axis.annotate(f"{value:.3f}", (share, 0.01), color=RED, ha="center", fontsize=9)
     axis.set(xlabel="share of the fine-tuned weights", ylabel="IoU, one shot")
     axis.set_title("each class in grey, their mean in red", fontsize=10)
     axis.set(xlim=(-0.05, 1.2), ylim=(0, None), xticks=shares)
