@@ -134,14 +134,14 @@ def test_masks_equal_those_of_predict(
 def test_options_reach_predict(
     model: HDMNet, fish: SupportSet, photos: Path, tmp_path: Path
 ) -> None:
-    options = ["--flip", "--refine", "--tile", 200, "--presence-threshold", 0.2, "--batch-size", 2]
+    options = ["--flip", "--refine", "--tile", 300, "--presence-threshold", 0.2, "--batch-size", 2]
     assert run("segment", photos / "a.jpg", *MASKED, "--out", tmp_path / "out", *options) == 0
     mask = model.predict(
         FISH / "query_1.jpg",
         fish,
         augment=hdmnet.Augment(flip=True),
         refine=True,
-        tile=200,
+        tile=300,
         presence_threshold=0.2,
     ).mask
     assert (read(tmp_path / "out" / "a.png") == 255 * mask.numpy()).all()

@@ -170,7 +170,7 @@ class TestAugment:
     def test_half_precision(self, model: HDMNet) -> None:
         half = copy.deepcopy(model).bfloat16()
         image, mask = picture(80, 70, seed=1), box_mask((10, 20, 50, 60), (70, 80))
-        options = {"augment": Augment(scales=(1.0, 1.25)), "tile": 64, "refine": True}
+        options = {"augment": Augment(), "tile": 96, "refine": True}  # six passes, each slow
         found, exact = (
             m.predict(picture(70, 100, seed=2), image, mask, **options).probability
             for m in (half, model)
