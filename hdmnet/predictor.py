@@ -415,7 +415,8 @@ class Predictor(nn.Module, ABC):
                 and the tiles': both must find an object. `batch_size` has no effect on tiles.
             refine: Whether borders follow the edges of the query: see `hdmnet.refinement`.
             self_support: Whether the answer becomes one more support, and the query is segmented
-                again: see `hdmnet.self_support`. `presence` stays that of the first answer.
+                again: see `hdmnet.self_support`. `presence` stays that of the first answer. Queries
+                are computed one at a time.
             generalized: Whether to label the base classes of the model's base learner as well. With
                 `augment` or `tile`, the base learner sees the first view only: the whole query at
                 the first scale, not mirrored.

@@ -38,7 +38,7 @@ class FewShotSegmenter(fom.Model):  # type: ignore[misc]
         instances: Whether to return detections.
         min_area: Pixels of the smallest part that becomes a detection.
         options: Options of `predict`: `presence_threshold`, `batch_size`, `augment`, `tile`,
-            `refine`.
+            `refine`, `self_support`.
 
     Example:
         >>> segmenter = FewShotSegmenter(model, {"cat": cat, "dog": dog})
