@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gallery import BLUE
 from PIL import Image, ImageDraw
-from predict import DATA, stack, strip
+from predict import DATA, HEIGHT, stack, strip
 
 from hdmnet import Box, HDMNet, Points, Scribble, Segmentation
 from hdmnet.annotations import Annotation
@@ -20,7 +20,6 @@ ROWS: tuple[tuple[str, Annotation, str], ...] = (
     ("fish", Scribble([[(75, 70), (200, 58), (265, 72)]]), "query_2.jpg"),
     ("feline", Points([(200, 90), (289, 129), (120, 199)]), "query_1.jpg"),
 )
-WIDTH, HEIGHT = 1216, 230  # pixels, of a row
 YELLOW = (255, 226, 10)
 
 
@@ -53,7 +52,7 @@ def main() -> None:
         mask = Segmentation(model.pseudo_mask(support, annotation).float())
         answer = model.predict(searched, support, annotation)
         made = [draw(support, annotation), mask.overlay(support, color=BLUE)]
-        rows.append(strip(made, [answer.overlay(searched)], width=WIDTH, height=HEIGHT))
+        rows.append(strip(made, [answer.overlay(searched)]))
     stack(rows).save(args.picture, quality=85, optimize=True)
 
 

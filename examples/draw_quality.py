@@ -20,7 +20,6 @@ WAYS: tuple[PredictOptions, ...] = (
     {"self_support": True},
     {"self_support": True, "augment": Augment()},
 )
-WIDTH, HEIGHT = 1216, 220  # pixels, of a row
 
 
 def main() -> None:
@@ -35,7 +34,7 @@ def main() -> None:
         mask = support.with_suffix(".png")
         encoded = model.encode_supports(support, mask)
         answers = [model.predict(query, encoded, **way).overlay(query) for way in WAYS]
-        rows.append(strip([outline(support, mask)], answers, width=WIDTH, height=HEIGHT))
+        rows.append(strip([outline(support, mask)], answers))
     stack(rows).save(args.picture, quality=85, optimize=True)
 
 

@@ -28,6 +28,8 @@ def main() -> None:
         float(path.parent.name): json.loads(path.read_text())["scores"]
         for path in args.results.glob("*/results.json")
     }
+    if not scores:
+        parser.error(f"{args.results} has no SHARE/results.json of `hdmnet evaluate`")
     shares = sorted(scores)
     figure, axis = plt.subplots(figsize=(6, 3.4), layout="constrained")
     for key in scores[shares[0]]:

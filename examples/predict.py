@@ -95,8 +95,7 @@ def overview(rows: list[tuple[list[Image.Image], list[Image.Image]]]) -> Image.I
 
 def stack(strips: list[Image.Image]) -> Image.Image:
     """Draw strips below each other."""
-    width, height = max(s.width for s in strips), sum(s.height + GAP for s in strips) - GAP
-    canvas = Image.new("RGB", (width, height), "white")
+    canvas = Image.new("RGB", (WIDTH, sum(s.height + GAP for s in strips) - GAP), "white")
     y = 0
     for drawn in strips:
         canvas.paste(drawn, (0, y))

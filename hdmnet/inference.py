@@ -113,7 +113,7 @@ class HDMNetInference(FewShotModel):
         """Sum the directions of what a mask shows, or else of what the model finds."""
         if mask is not None:
             return self.presence.shown(self.encode(image[None], mask[None]).prior_features[1])
-        query = self._describe(self.backbone(image))
-        out = self._merge(query, supports, self._prior(query, supports), image.shape[-2:])
+        query, size = self.look_at(image)
+        out = self._merge(query, supports, self._prior(query, supports), size)
         p = object_probability(self.calibration(out.final))
         return self.presence.found(query.prior[1], p[:, None])[0]

@@ -103,7 +103,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
-        "--variants", nargs="*", metavar="NAME", default=[*VARIANTS], help="beside the network"
+        "--variants",
+        nargs="*",
+        choices=VARIANTS,
+        default=[*VARIANTS],
+        metavar="NAME",
+        help="those beside the network; default: all",
     )
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of all runs"
