@@ -39,7 +39,7 @@ def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[HDMNet, Path, Path]:
     trained = request.param == "trained with 2 shots"
-    model = make(shots=2) if trained else make(base_classes=0)
+    model = make(shots=2) if trained else make(base_classes=0, contrast=True)
     return model, *export_onnx(model, tmp_path_factory.mktemp("onnx") / "new")
 
 
@@ -175,13 +175,12 @@ def test_example_needs_no_torch(fish: Path, tmp_path: Path) -> None:
     assert (mask == expected).mean() > 0.9999
 
 
-def test_classes_of_a_session(tmp_path: Path) -> None:
-    model = make(base_classes=0, contrast=True)
-    export_onnx(model, tmp_path)
-    session = Session(tmp_path)
+def test_classes_of_a_session(exported: tuple[HDMNet, Path, Path]) -> None:
+    model, encoder, _ = exported
+    session = Session(encoder.parent)
     names = ("fish", "rocket", "feline")
-    supports = {name: DATA / name / "support_1.jpg" for name in names}
-    masks = {name: DATA / name / "support_1.png" for name in names}
+    supports = {name: [DATA / name / "support_1.jpg"] * 2 for name in names}
+    masks = {name: [DATA / name / "support_1.png"] * 2 for name in names}
     for known in (names, names[:1]):
         images, labels = ({name: x[name] for name in known} for x in (supports, masks))
         expected = model.predict(QUERY, images, labels)
