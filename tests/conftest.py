@@ -1,6 +1,8 @@
 """Fixtures and helpers that several test files use."""
 
+import json
 import os
+import shutil
 import sys
 import zlib
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hdmnet import HDMNet, HDMNetOutput
+from hdmnet import HDMNet, HDMNetOutput, list_pretrained
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -68,6 +70,16 @@ def _seed() -> None:
 def model() -> HDMNet:
     """A small one-shot model, shared by all tests: do not change it."""
     return make()
+
+
+@pytest.fixture(scope="session")
+def small_lite0(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the bundled model, for images of 129 pixels: a seventh of the work."""
+    folder = tmp_path_factory.mktemp("models") / "hdmnet-lite0-129"
+    shutil.copytree(list_pretrained()[0].path, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"image_size": 129}))
+    return folder
 
 
 @pytest.fixture
