@@ -5,9 +5,12 @@ import torch
 from conftest import assert_same, assert_same_output, episode, make
 from torch.export import Dim, export
 
-pytestmark = pytest.mark.skipif(
-    torch.__version__ < (2, 14), reason="older torch cannot compile for all sizes"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        torch.__version__ < (2, 14), reason="older torch cannot compile for all sizes"
+    ),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -15,7 +18,6 @@ def _reset() -> None:
     torch.compiler.reset()
 
 
-@pytest.mark.slow
 def test_one_graph_for_all_sizes() -> None:
     model = make(shots=3)
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
@@ -28,7 +30,6 @@ def test_one_graph_for_all_sizes() -> None:
             assert_same_output(compiled(*inputs), model(*inputs))
 
 
-@pytest.mark.slow
 def test_queries_against_an_encoded_set() -> None:
     model = make().fused()
     compiled = torch.compile(model.scores, fullgraph=True, dynamic=True, backend="eager")
@@ -46,7 +47,6 @@ def test_queries_against_an_encoded_set() -> None:
                 assert_same(compiled(query, encoded), expected)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["resnet18", "vit_tiny_patch16_224"])
 def test_the_default_backend(backbone: str) -> None:
     # Compiling the C++ code takes a minute, so this tests small models at one size.
@@ -57,9 +57,8 @@ def test_the_default_backend(backbone: str) -> None:
         assert_same_output(compiled(*inputs), model(*inputs))
 
 
-@pytest.mark.parametrize("base_classes", [0, pytest.param(3, marks=pytest.mark.slow)])
-def test_export_with_dynamic_sizes(base_classes: int) -> None:
-    model = make(base_classes=base_classes)
+def test_export_with_dynamic_sizes() -> None:
+    model = make()
     # Below 64 pixels the coarsest key grid has one row, a special case for the exporter.
     batch, height, width = Dim("batch", max=64), Dim("height", min=64), Dim("width", min=64)
     program = export(

@@ -39,12 +39,12 @@ CANVAS = ".hdmnet-canvas canvas"
 
 
 @pytest.fixture(scope="module")
-def model() -> HDMNet:
-    return HDMNet.from_pretrained("hdmnet-lite0").fused()
+def model(small_lite0: Path) -> HDMNet:
+    return HDMNet.from_pretrained(small_lite0).fused()
 
 
 @pytest.fixture(scope="module")
-def started(model: HDMNet) -> Iterator[tuple[str, Events]]:
+def started(model: HDMNet, small_lite0: Path) -> Iterator[tuple[str, Events]]:
     """A server, and what it knows."""
     made: list[Events] = []
 
@@ -56,7 +56,7 @@ def started(model: HDMNet) -> Iterator[tuple[str, Events]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo_page, "Events", Watched)
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-        with serving(model, "hdmnet-lite0") as address:
+        with serving(model, str(small_lite0)) as address:
             yield address, made[0]
 
 

@@ -44,6 +44,12 @@ def run(name: str, *arguments: object, processes: int = 0, ok: bool = True) -> s
 
 
 @pytest.fixture(scope="module")
+def small(small_lite0: Path) -> list[str]:
+    """Options of a short run that starts from the bundled weights."""
+    return [*SMALL, "--model", str(small_lite0)]
+
+
+@pytest.fixture(scope="module")
 def particles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of a few pictures, shared by all tests."""
     folder = tmp_path_factory.mktemp("particles")
@@ -55,8 +61,8 @@ def read_curve(folder: Path) -> list[tuple[int, float]]:
     return [(step, score) for step, score in json.loads((folder / "curve.json").read_text())]
 
 
-def test_resuming_gives_the_same_bits(particles: Path, tmp_path: Path) -> None:
-    options = [*SMALL, "--steps", "6", "--every", "2", "--batch", "2"]
+def test_resuming_gives_the_same_bits(particles: Path, small: list[str], tmp_path: Path) -> None:
+    options = [*small, "--steps", "6", "--every", "2", "--batch", "2"]
     whole, halved = tmp_path / "whole", tmp_path / "halved"
     run("finetune_torch", particles, whole, *options)
 
@@ -96,8 +102,8 @@ def test_two_processes_have_the_gradients_of_one() -> None:
     assert done.stdout.count("the same gradients") == 3
 
 
-def test_torchrun(particles: Path, tmp_path: Path) -> None:
-    options = [*SMALL, "--every", "1", "--batch", "2"]
+def test_torchrun(particles: Path, small: list[str], tmp_path: Path) -> None:
+    options = [*small, "--every", "1", "--batch", "2"]
     run("finetune_torch", particles, tmp_path, *options, "--steps", "2", processes=2)
     assert [step for step, _ in read_curve(tmp_path)] == [0, 1, 2]
     run("finetune_torch", particles, tmp_path, *options, "--steps", "3", "--resume", processes=2)
@@ -115,29 +121,30 @@ def moved(model: Path) -> bool:
     return all(not torch.equal(before[name], after[name]) for name in weights)
 
 
-def test_lightning(particles: Path, tmp_path: Path) -> None:
-    options = [*SMALL, "--steps", "2", "--every", "1", "--batch", "2"]
+def test_lightning(particles: Path, small: list[str], tmp_path: Path) -> None:
+    options = [*small, "--steps", "2", "--every", "1", "--batch", "2"]
     run("finetune_lightning", particles, tmp_path, *options)
     assert moved(tmp_path / "model")
     log = next(tmp_path.glob("log/*/metrics.csv")).read_text()
     assert "held_out/mIoU" in log
 
 
-def test_accelerate(particles: Path, tmp_path: Path) -> None:
-    options = [*SMALL, "--steps", "2", "--every", "1", "--batch", "2", "--bf16"]
+def test_accelerate(particles: Path, small: list[str], tmp_path: Path) -> None:
+    options = [*small, "--steps", "2", "--every", "1", "--batch", "2", "--bf16"]
     run("finetune_accelerate", particles, tmp_path, *options)
     assert [step for step, _ in read_curve(tmp_path)] == [0, 1, 2]
     assert moved(tmp_path / "model")
 
 
 @pytest.mark.parametrize("name", ["finetune_torch", "finetune_lightning", "finetune_accelerate"])
-def test_own_folders(name: str, tmp_path: Path) -> None:
+def test_own_folders(name: str, small_lite0: Path, tmp_path: Path) -> None:
     import trees  # needs hdmnet[eval]
 
     boxes = {"bolt": (5, 5, 40, 60), "nut": (20, 10, 70, 50), "screw": (30, 30, 90, 70)}
     own = trees.mask_folders(tmp_path / "own", boxes, size=(80, 96))
     before = sorted(own.rglob("*"))
     options = ["--size", 64, "--episodes", 4, "--steps", 2, "--every", 2, "--batch", 2]
+    options += ["--model", small_lite0]
     run(name, "--folders", own, tmp_path / "run", *options)
     assert moved(tmp_path / "run" / "model")
     assert sorted(own.rglob("*")) == before
@@ -159,8 +166,9 @@ def test_both_stages_of_training(particles: Path, tmp_path: Path) -> None:
             assert torch.equal(full[name], value)
 
 
-def test_adapting(particles: Path, tmp_path: Path) -> None:
+def test_adapting(particles: Path, small_lite0: Path, tmp_path: Path) -> None:
     options = ["--size", "64", "--steps", "1", "--episodes", "1", "--shots", "2"]
+    options += ["--model", str(small_lite0)]
     run("adapt_to_supports", particles, tmp_path, *options)
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results) == {"crescent", "flower", "cross", "gear", "mean"}

@@ -27,8 +27,8 @@ QUERIES = [DATA / "fish" / f"query_{i}.jpg" for i in (1, 2)] + [DATA / "person" 
 
 
 @pytest.fixture(scope="module")
-def model() -> HDMNet:
-    return HDMNet.from_pretrained("hdmnet-lite0").fused()
+def model(small_lite0: Path) -> HDMNet:
+    return HDMNet.from_pretrained(small_lite0).fused()
 
 
 @pytest.fixture(scope="module")

@@ -111,9 +111,9 @@ class TestRateSupports:
         for rating, value in zip(found, expected, strict=True):
             assert rating.agreement == pytest.approx(max(value, 0), abs=1e-5)
 
-    def test_alike_objects_agree(self) -> None:
+    def test_alike_objects_agree(self, small_lite0: Path) -> None:
         """The bundled model also compares the evidence of its classifier."""
-        model = HDMNet.from_pretrained("hdmnet-lite0").fused()
+        model = HDMNet.from_pretrained(small_lite0).fused()
         data = Path(__file__).parents[1] / "examples" / "data"
         shown = [data / "person" / f"support_{k}" for k in (1, 2)] + [data / "fish" / "support_1"]
         images = [path.with_suffix(".jpg") for path in shown]

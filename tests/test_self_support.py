@@ -19,8 +19,8 @@ SUPPORT = (DATA / "support_1.jpg", DATA / "support_1.png")
 
 
 @pytest.fixture(scope="module")
-def bundled() -> HDMNet:
-    return HDMNet.from_pretrained("hdmnet-lite0")
+def bundled(small_lite0: Path) -> HDMNet:
+    return HDMNet.from_pretrained(small_lite0)
 
 
 @pytest.fixture(scope="module")
