@@ -19,7 +19,7 @@ def _reset() -> None:
 
 
 def test_one_graph_for_all_sizes() -> None:
-    model = make(shots=3)
+    model = make(shots=3, heads=(2, 4))
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
     with torch.no_grad():
         # These sizes differ, because the compiler assumes that equal sizes are always equal.
@@ -58,7 +58,7 @@ def test_the_default_backend(backbone: str) -> None:
 
 
 def test_export_with_dynamic_sizes() -> None:
-    model = make()
+    model = make(heads=(2, 4))
     # Below 64 pixels the coarsest key grid has one row, a special case for the exporter.
     batch, height, width = Dim("batch", max=64), Dim("height", min=64), Dim("width", min=64)
     program = export(

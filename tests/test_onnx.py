@@ -39,7 +39,8 @@ def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[HDMNet, Path, Path]:
     trained = request.param == "trained with 2 shots"
-    model = make(shots=2) if trained else make(base_classes=0, contrast=True)
+    # Two stages: exporting three takes longer.
+    model = make(shots=2, heads=(2, 4)) if trained else make(base_classes=0, contrast=True)
     return model, *export_onnx(model, tmp_path_factory.mktemp("onnx") / "new")
 
 
@@ -134,8 +135,7 @@ def test_one_graph_of_a_class(fish: Path, size: tuple[int, int] | None) -> None:
 
 
 def test_one_graph_with_a_base_learner(tmp_path: Path) -> None:
-    model = make()
-    other = make(shots=3)
+    model, other = make(heads=(2, 4)), make(shots=3)
     supports = model.encode_supports([SUPPORT] * 2, [MASK] * 2)
     path = export_onnx(model, tmp_path, supports)
     expected = model.predict(QUERY, supports).probability
