@@ -118,13 +118,14 @@ class TestCVAT:
         return shapes
 
     @pytest.fixture
-    def function(self, sets: dict[str, SupportSet], tmp_path: Path) -> Any:
+    def function(self, small_lite0: Path, sets: dict[str, SupportSet], tmp_path: Path) -> Any:
         pytest.importorskip("cvat_sdk", reason="needs hdmnet[cvat]")
         from hdmnet.integrations.cvat import create
 
         for name, one in sets.items():
             one.save(tmp_path / f"{name}.safetensors")
-        return create(**{name: str(tmp_path / f"{name}.safetensors") for name in sets})
+        files = {name: str(tmp_path / f"{name}.safetensors") for name in sets}
+        return create(model=str(small_lite0), **files)
 
     def test_masks(self, function: Any, model: HDMNet, sets: dict[str, SupportSet]) -> None:
         from cvat_sdk.masks import decode_mask
