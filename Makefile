@@ -16,7 +16,7 @@ test: ## Run the tests, without the slow ones
 	pytest -n auto
 
 test-slow: ## Run the slow tests
-	pytest -m slow -n auto --dist loadscope
+	pytest -m slow -n auto --dist loadgroup
 
 lint: ## Check style, formatting and the rules of imports
 	ruff check .

@@ -31,7 +31,7 @@ def test_one_graph_for_all_sizes() -> None:
 
 
 def test_queries_against_an_encoded_set() -> None:
-    model = make().fused()
+    model = make(heads=(2, 4)).fused()
     compiled = torch.compile(model.scores, fullgraph=True, dynamic=True, backend="eager")
     with torch.no_grad():
         # Another number of shots needs a new graph. Torch also recompiles for smaller sizes.

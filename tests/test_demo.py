@@ -23,7 +23,7 @@ from PIL import Image
 from hdmnet import Box, HDMNet, SupportSet
 from hdmnet.images import load_mask
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
 pytest.importorskip("gradio")
 sync_api = pytest.importorskip("playwright.sync_api")
 

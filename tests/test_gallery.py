@@ -50,9 +50,9 @@ def test_the_script_draws_a_strip(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.slow
 def test_the_script_draws_all_strips_of_the_page(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_lite0: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draw(tmp_path, monkeypatch)
+    draw(tmp_path, monkeypatch, "--model", str(small_lite0))
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in STRIPS.iterdir()}
 
 

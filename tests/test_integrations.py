@@ -21,7 +21,7 @@ from hdmnet.segmentation import Instance, Segmentation
 
 # Their packages are large: the development extra has them, the test extra does not. Label Studio's
 # is in neither, because it asks for an older NumPy.
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("integrations")]
 DATA = Path(__file__).parents[1] / "examples" / "data"
 QUERIES = [DATA / "fish" / f"query_{i}.jpg" for i in (1, 2)] + [DATA / "person" / "query_1.jpg"]
 

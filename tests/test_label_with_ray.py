@@ -19,7 +19,7 @@ from PIL import Image
 from hdmnet import HDMNet, SupportSet
 from hdmnet.images import load_mask
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "examples" / "label_with_ray.py"
 FISH = ROOT / "examples" / "data" / "fish"

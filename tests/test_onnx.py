@@ -19,7 +19,8 @@ from hdmnet.onnx import Session, export_onnx, quantize
 ort = pytest.importorskip("onnxruntime", reason="needs hdmnet[onnx]")
 pytest.importorskip("onnxscript", reason="needs hdmnet[onnx]")
 
-pytestmark = pytest.mark.slow  # the exports of two graphs take a minute each
+# The exports of two graphs take a minute each: one process makes them for all tests.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("onnx")]
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "examples" / "data"
@@ -39,8 +40,8 @@ def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[HDMNet, Path, Path]:
     trained = request.param == "trained with 2 shots"
-    # Two stages: exporting three takes longer.
-    model = make(shots=2, heads=(2, 4)) if trained else make(base_classes=0, contrast=True)
+    options = {"shots": 2} if trained else {"base_classes": 0, "contrast": True}
+    model = make(heads=(2, 4), **options)  # two stages: exporting three takes longer
     return model, *export_onnx(model, tmp_path_factory.mktemp("onnx") / "new")
 
 
