@@ -31,7 +31,7 @@ def test_one_graph_for_all_sizes() -> None:
 
 
 def test_queries_against_an_encoded_set() -> None:
-    model = make(heads=(2, 4)).fused()
+    model = make().fused()
     compiled = torch.compile(model.scores, fullgraph=True, dynamic=True, backend="eager")
     with torch.no_grad():
         # Another number of shots needs a new graph. Torch also recompiles for smaller sizes.
@@ -58,7 +58,7 @@ def test_the_default_backend(backbone: str) -> None:
 
 
 def test_export_with_dynamic_sizes() -> None:
-    model = make(heads=(2, 4))
+    model = make()
     # Below 64 pixels the coarsest key grid has one row, a special case for the exporter.
     batch, height, width = Dim("batch", max=64), Dim("height", min=64), Dim("width", min=64)
     program = export(

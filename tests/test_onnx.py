@@ -40,8 +40,8 @@ def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[HDMNet, Path, Path]:
     trained = request.param == "trained with 2 shots"
-    options = {"shots": 2} if trained else {"base_classes": 0, "contrast": True}
-    model = make(heads=(2, 4), **options)  # two stages: exporting three takes longer
+    # Two stages for one of them: exporting three takes longer.
+    model = make(shots=2, heads=(2, 4)) if trained else make(base_classes=0, contrast=True)
     return model, *export_onnx(model, tmp_path_factory.mktemp("onnx") / "new")
 
 

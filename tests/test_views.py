@@ -275,7 +275,7 @@ class TestTiles:
 class TestNetworks:
     """Flips, tiles and refined borders in one call, of several kinds of networks."""
 
-    @pytest.mark.parametrize("kind", ["base learner", "negatives", "own network"])
+    @pytest.mark.parametrize("kind", ["base learner", "negatives", "bfloat16", "own network"])
     def test_plain_formulation(self, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.syspath_prepend(str(EXAMPLES))
         from own_network import PrototypeNet
@@ -283,6 +283,8 @@ class TestNetworks:
         network: FewShotModel = make(image_size=SIZE)
         if kind == "own network":
             network = PrototypeNet("resnet10t", image_size=SIZE).eval()
+        if kind == "bfloat16":
+            network.bfloat16()
         image, mask = picture(80, 70, seed=1), box_mask((10, 20, 50, 60), (70, 80))
         negatives = [(image, 1 - mask), picture(50, 50, seed=7)] if kind == "negatives" else None
         encoded = network.encode_supports(image, mask, negatives)
