@@ -415,8 +415,9 @@ class Predictor(nn.Module, ABC):
                 and the tiles': both must find an object. `batch_size` has no effect on tiles.
             refine: Whether borders follow the edges of the query: see `hdmnet.refinement`.
             self_support: Whether the answer becomes one more support, and the query is segmented
-                again: see `hdmnet.self_support`. `presence` stays that of the first answer. Queries
-                are computed one at a time.
+                again: see `hdmnet.self_support`. `presence` stays that of the first answer. What
+                becomes a support does not depend on `presence_threshold`. Queries are computed one
+                at a time.
             generalized: Whether to label the base classes of the model's base learner as well. With
                 `augment` or `tile`, the base learner sees the first view only: the whole query at
                 the first scale, not mirrored.
@@ -590,8 +591,8 @@ class Predictor(nn.Module, ABC):
         matches = [pair for group in match(groups) for pair in group.split()]
         if not options.self_support:
             return matches
-        plain = options._replace(refine=False)
-        answers = [self._answer(x, None, batch[0], plain, competing=competing) for x in matches]
+        first = Options()  # the model's own rule says what was found, whatever the caller's is
+        answers = [self._answer(x, None, batch[0], first, competing=competing) for x in matches]
         masks = [answer.mask for answer in answers]
         if not any(mask.any() for mask in masks):
             return matches

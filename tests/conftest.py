@@ -6,7 +6,9 @@ import shutil
 import sys
 import zlib
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,19 +40,23 @@ def reference() -> Iterator[Path]:
 def fill(model: nn.Module) -> None:
     """Fill each tensor from its name, so that values do not depend on the version of torch."""
     for key, value in model.state_dict().items():
-        if value.dtype == torch.long:
-            continue
-        rng = np.random.RandomState(zlib.crc32(key.encode()))
-        noise = rng.standard_normal(value.shape)
-        if key.endswith("running_var"):
-            data = np.exp(0.2 * noise)
-        elif value.ndim > 1:
-            data = noise / np.sqrt(np.prod(value.shape[1:]))
-        elif key.endswith("weight"):
-            data = 1 + 0.1 * noise
-        else:
-            data = 0.1 * noise
-        value.copy_(torch.from_numpy(data))
+        if value.dtype != torch.long:
+            value.copy_(values(key, value.shape))
+
+
+@lru_cache(maxsize=1024)  # hundreds of tests make the same small model
+def values(key: str, shape: torch.Size) -> Tensor:
+    """Draw the values of the tensor of this name."""
+    noise = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(shape)
+    if key.endswith("running_var"):
+        data = np.exp(0.2 * noise)
+    elif len(shape) > 1:
+        data = noise / np.sqrt(np.prod(shape[1:]))
+    elif key.endswith("weight"):
+        data = 1 + 0.1 * noise
+    else:
+        data = 0.1 * noise
+    return torch.from_numpy(np.asarray(data, dtype=np.float32))
 
 
 def make(**options: object) -> HDMNet:
@@ -80,6 +86,17 @@ def small_lite0(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"image_size": 129}))
     return folder
+
+
+@pytest.fixture
+def small_bundled(small_lite0: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let code that names the bundled model get it for images of 129 pixels."""
+    load = HDMNet.from_pretrained
+
+    def load_small(name: str | Path, **options: Any) -> HDMNet:
+        return load(small_lite0 if name == "hdmnet-lite0" else name, **options)
+
+    monkeypatch.setattr(HDMNet, "from_pretrained", load_small)
 
 
 @pytest.fixture

@@ -305,10 +305,14 @@ def test_a_box_and_points(visit: Callable[..., Visitor], model: HDMNet) -> None:
     assert box == pytest.approx(expected, abs=2)
 
     visitor.search(FISH / "query_1.jpg")
+    visitor.page.locator("#twice input").check()
     visitor.segment(1)
     answer = unzip(visitor.download("#pack")["masks.zip"])["answers/query_1.jpg.png"]
-    result = model.predict(FISH / "query_1.jpg", FISH / "support_1.jpg", Box(*box))
-    assert same(answer, result.mask) == 1
+    asked = (FISH / "query_1.jpg", FISH / "support_1.jpg", Box(*box))
+    once, twice = (model.predict(*asked, self_support=x) for x in (False, True))
+    assert same(answer, twice.mask) == 1
+    assert not torch.equal(once.mask, twice.mask)
+    assert "masks, self_support=True)" in visitor.python()
 
     visitor.use("Point beside it")
     visitor.page.locator(CANVAS).click(position={"x": 5, "y": 5})
@@ -361,6 +365,25 @@ def test_the_rule_of_several_classes() -> None:
     list(visit.segment())
     ((_, alone),) = visit.chosen(Choice())
     assert (alone.probability < visit.answers[0].probability).all()
+
+
+def test_sliders_after_looking_twice(model: HDMNet) -> None:
+    """They give what `predict` gives with the same threshold."""
+    visit = Visit(model)
+    support = visit.add_support("fish", FISH / "support_1.jpg")
+    support.load_mask(FISH / "support_1.png")
+    visit.add_query(FISH / "query_1.jpg")
+    list(visit.segment(self_support=True))
+    for threshold in (None, 0.0, 1.0):
+        ((_, answer),) = visit.chosen(Choice(presence=threshold))
+        expected = model.predict(
+            FISH / "query_1.jpg",
+            FISH / "support_1.jpg",
+            FISH / "support_1.png",
+            presence_threshold=threshold,
+            self_support=True,
+        )
+        assert torch.equal(answer["fish"].mask, expected.mask)
 
 
 def test_sliders_compute_nothing_again(

@@ -1,7 +1,8 @@
-"""The training examples, started as a user would start them, for a few steps."""
+"""The examples, as a user would run them, the training ones for a few steps."""
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 import time
@@ -21,11 +22,11 @@ pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).parents[1] / "examples"
 # One thread, because sums over several threads may round differently.
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-SMALL = ["--count", "24", "--size", "64", "--episodes", "4"]
+SMALL = ["--count", "24", "--size", "64", "--episodes", "1"]
 
 
-def run(name: str, *arguments: object, processes: int = 0, ok: bool = True) -> str:
-    """Run an example, which must succeed, or fail if not `ok`, and return its output.
+def start(name: str, *arguments: object, processes: int = 0, ok: bool = True) -> str:
+    """Start an example, which must succeed, or fail if not `ok`, and return its output.
 
     With `processes`, torchrun starts it.
     """
@@ -41,6 +42,14 @@ def run(name: str, *arguments: object, processes: int = 0, ok: bool = True) -> s
     )
     assert (done.returncode == 0) == ok, done.stderr
     return done.stdout + done.stderr
+
+
+def run(name: str, *arguments: object) -> None:
+    """Run an example in this process: starting one takes longer than most of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXAMPLES))
+        patch.setattr("sys.argv", [f"{name}.py", *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +73,7 @@ def read_curve(folder: Path) -> list[tuple[int, float]]:
 def test_resuming_gives_the_same_bits(particles: Path, small: list[str], tmp_path: Path) -> None:
     options = [*small, "--steps", "6", "--every", "2", "--batch", "2"]
     whole, halved = tmp_path / "whole", tmp_path / "halved"
-    run("finetune_torch", particles, whole, *options)
+    start("finetune_torch", particles, whole, *options)
 
     command = [sys.executable, EXAMPLES / "finetune_torch.py", particles, halved, *options]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
@@ -74,7 +83,7 @@ def test_resuming_gives_the_same_bits(particles: Path, small: list[str], tmp_pat
     process.kill()
     process.wait()
     assert torch.load(halved / "state.pt", weights_only=True)["step"] < 6
-    run("finetune_torch", particles, halved, *options, "--resume")
+    start("finetune_torch", particles, halved, *options, "--resume")
 
     ours, theirs = (
         torch.load(folder / "state.pt", weights_only=True) for folder in (whole, halved)
@@ -104,9 +113,9 @@ def test_two_processes_have_the_gradients_of_one() -> None:
 
 def test_torchrun(particles: Path, small: list[str], tmp_path: Path) -> None:
     options = [*small, "--every", "1", "--batch", "2"]
-    run("finetune_torch", particles, tmp_path, *options, "--steps", "2", processes=2)
+    start("finetune_torch", particles, tmp_path, *options, "--steps", "2", processes=2)
     assert [step for step, _ in read_curve(tmp_path)] == [0, 1, 2]
-    run("finetune_torch", particles, tmp_path, *options, "--steps", "3", "--resume", processes=2)
+    start("finetune_torch", particles, tmp_path, *options, "--steps", "3", "--resume", processes=2)
     assert [step for step, _ in read_curve(tmp_path)] == [0, 1, 2, 3]
     assert moved(tmp_path / "model")
 
@@ -123,7 +132,7 @@ def moved(model: Path) -> bool:
 
 def test_lightning(particles: Path, small: list[str], tmp_path: Path) -> None:
     options = [*small, "--steps", "2", "--every", "1", "--batch", "2"]
-    run("finetune_lightning", particles, tmp_path, *options)
+    start("finetune_lightning", particles, tmp_path, *options)
     assert moved(tmp_path / "model")
     log = next(tmp_path.glob("log/*/metrics.csv")).read_text()
     assert "held_out/mIoU" in log
@@ -131,7 +140,7 @@ def test_lightning(particles: Path, small: list[str], tmp_path: Path) -> None:
 
 def test_accelerate(particles: Path, small: list[str], tmp_path: Path) -> None:
     options = [*small, "--steps", "2", "--every", "1", "--batch", "2", "--bf16"]
-    run("finetune_accelerate", particles, tmp_path, *options)
+    start("finetune_accelerate", particles, tmp_path, *options)
     assert [step for step, _ in read_curve(tmp_path)] == [0, 1, 2]
     assert moved(tmp_path / "model")
 
@@ -145,15 +154,15 @@ def test_own_folders(name: str, small_lite0: Path, tmp_path: Path) -> None:
     before = sorted(own.rglob("*"))
     options = ["--size", 64, "--episodes", 4, "--steps", 2, "--every", 2, "--batch", 2]
     options += ["--model", small_lite0]
-    run(name, "--folders", own, tmp_path / "run", *options)
+    start(name, "--folders", own, tmp_path / "run", *options)
     assert moved(tmp_path / "run" / "model")
     assert sorted(own.rglob("*")) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own", "run"]
 
 
-def test_both_stages_of_training(particles: Path, tmp_path: Path) -> None:
+def test_both_stages_of_training(particles: Path, small_lite0: Path, tmp_path: Path) -> None:
     options = [*SMALL, "--steps", "2", "--every", "2", "--batch", "2"]
-    run("train_base_learner", particles, tmp_path / "base", *options)
+    run("train_base_learner", particles, tmp_path / "base", *options, "--start", small_lite0)
     learner = HDMNet.from_pretrained(tmp_path / "base" / "model")
     assert (learner.config["base_classes"], learner.frozen_norm) == (12, True)
     start = HDMNet.from_pretrained("hdmnet-lite0").backbone.state_dict()
@@ -217,7 +226,7 @@ def test_average_weights(tmp_path: Path) -> None:
     for (name, old), new in zip(before.named_parameters(), found.parameters(), strict=True):
         torch.testing.assert_close(new, old + 0.1875, rtol=0, atol=1e-6, msg=name)
     assert found.presence.center == before.presence.center
-    other = run(
+    other = start(
         "average_weights", tmp_path / "tuned", tmp_path / "x", "--from", "hdmnet-lite0@1", ok=False
     )
     assert "different configurations" in other
@@ -231,6 +240,7 @@ def test_look_inside(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["annotations", "quality"])
+@pytest.mark.usefixtures("small_bundled")
 def test_pictures_of_the_docs(name: str, tmp_path: Path) -> None:
     run(f"draw_{name}", tmp_path / "picture.jpg")
     committed = EXAMPLES.parent / "docs" / f"{name}.jpg"

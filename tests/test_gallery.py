@@ -36,8 +36,17 @@ def test_the_first_snippets_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_bundled")
 def test_all_snippets_run(monkeypatch: pytest.MonkeyPatch) -> None:
     names = run_snippets(snippets(PAGE), monkeypatch)
+    assert names["no_road"].presence < names["other_part"].presence
+
+
+def test_no_road_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the page says, with images of the size that people use."""
+    first, *others = snippets(PAGE)
+    roads = next(code for code in others if "no_road" in code)
+    names = run_snippets([first, roads], monkeypatch)
     assert not names["no_road"].mask.any()
 
 
@@ -49,10 +58,11 @@ def test_the_script_draws_a_strip(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_bundled")
 def test_the_script_draws_all_strips_of_the_page(
-    small_lite0: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draw(tmp_path, monkeypatch, "--model", str(small_lite0))
+    draw(tmp_path, monkeypatch)
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in STRIPS.iterdir()}
 
 

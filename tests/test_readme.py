@@ -28,6 +28,8 @@ PAGES = (
     "docs/fine-tuning.md",
     "docs/parity.md",
 )
+WHOLE_PAGES = ("README.md", "docs/index.md", "docs/quickstart.md")
+"""The first ones that people try: their images have the size that people use."""
 DATA_PAGES = ("docs/backbones.md", "docs/evaluation.md", "docs/fine-tuning.md", "docs/own-data.md")
 """The pages whose snippets read data sets, and need the extra for it."""
 CARDS = [str(card.relative_to(ROOT)) for card in ROOT.glob("hdmnet/weights/*/README.md")]
@@ -43,8 +45,14 @@ def snippets(page: str) -> list[str]:
     [(page, i) for page in PAGES for i in range(len(snippets(page)))],
 )
 def test_snippet_runs(
-    page: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: str,
+    number: int,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if page not in WHOLE_PAGES:
+        request.getfixturevalue("small_bundled")
     shutil.copytree(ROOT / "examples" / "data", tmp_path / "examples" / "data")
     if page in DATA_PAGES:
         pytest.importorskip("torchmetrics", reason="needs hdmnet[eval]")

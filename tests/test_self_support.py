@@ -33,7 +33,9 @@ def plain(model: HDMNet, image: Tensor, supports: SupportSet) -> Tensor:
     size = (model.image_size, model.image_size)
     x = model.backbone.normalise(resize_image(image, size))[None]
     with torch.no_grad():
-        first = Segmentation.from_scores(model.scores(x, supports), size)
+        match = next(model.match_sets(x, [[supports]]))
+        first = Segmentation.from_scores(match.scores, size, match.presence.item())
+        first = model.doubt(first)
         own = model.encode(x[None], first.mask[None, None].float())
         both = supports.merge(replace(own, fingerprint=supports.fingerprint))
         return Segmentation.from_scores(model.scores(x, both), image.shape[-2:]).probability
@@ -79,8 +81,9 @@ def test_what_seems_absent_stays(bundled: HDMNet, fish: SupportSet) -> None:
     raw, first = (bundled.predict(rocket, fish, presence_threshold=x) for x in (0, None))
     assert raw.mask.any()
     assert not first.mask.any()
-    found = bundled.predict(rocket, fish, self_support=True)
-    assert torch.equal(found.probability, first.probability)
+    for threshold, expected in ((0, raw), (None, first)):
+        found = bundled.predict(rocket, fish, presence_threshold=threshold, self_support=True)
+        assert torch.equal(found.probability, expected.probability)
 
 
 def test_lists_and_dicts(bundled: HDMNet, fish: SupportSet) -> None:

@@ -108,9 +108,13 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def load_model(name: str, device: str | None) -> hdmnet.HDMNet:
-    """Load a model for inference."""
-    place = choose_device(device)
-    return hdmnet.HDMNet.from_pretrained(name).to(place).fused()
+    """Load a model for inference. A terminal says so meanwhile: importing takes seconds."""
+    from rich.console import Console
+    from rich.text import Text
+
+    with Console(stderr=True).status(Text(f"loading {name}")):  # as it is: no markup
+        place = choose_device(device)
+        return hdmnet.HDMNet.from_pretrained(name).to(place).fused()
 
 
 def class_at(path: Path) -> Shown:

@@ -36,6 +36,8 @@ def python_code(visit: Visit, model: str, choice: Choice) -> str:
     options = ", negatives=negatives" if negatives else ""
     if choice.presence is not None:
         options += f", presence_threshold={choice.presence:g}"
+    if visit.self_support:
+        options += ", self_support=True"
     lines = [
         f"from hdmnet import {', '.join(names)}",
         "",

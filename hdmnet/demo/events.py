@@ -134,12 +134,13 @@ class Events:
     def segment(
         self,
         request: gr.Request,
+        twice: bool,
         *choice: Any,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> list[Any]:
-        """Segment the pictures."""
+        """Segment the pictures, with self-support if `twice`."""
         with self._visit(request) as visit:
-            for i, query in enumerate(visit.segment(), start=1):
+            for i, query in enumerate(visit.segment(self_support=twice), start=1):
                 progress((i, len(visit.queries)), desc=query.name)
             return _results(visit, _choice(*choice))
 

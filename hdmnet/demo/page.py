@@ -139,6 +139,11 @@ def build(events: Events) -> gr.Blocks:
                 gr.Markdown("## 2. Look for it")
                 search = _upload("Pictures to segment", "queries")
                 listed = gr.Markdown(visible=False)
+                twice = gr.Checkbox(
+                    label="Look twice (self-support)",
+                    info="The first answer becomes one more support. It takes twice the time.",
+                    elem_id="twice",
+                )
                 with gr.Row():
                     segment = gr.Button("Segment", variant="primary", elem_id="segment")
                     forget = gr.Button("Remove these pictures", visible=False)
@@ -207,7 +212,7 @@ def build(events: Events) -> gr.Blocks:
         negative.input(events.set_negative, [negative, *now], shown, **quiet)
         search.upload(events.add_queries, search, [search, listed, forget])
         forget.click(events.remove_queries, None, [listed, forget, *results])
-        segment.click(events.segment, choice, results, **heavy)
+        segment.click(events.segment, [twice, *choice], results, **heavy)
         moved = [threshold.release, rule.input, presence.release]
         gr.on(moved, events.choose, choice, [answers, presence])
         why.click(events.explain, [asked, of_class], reasons)

@@ -199,6 +199,8 @@ class Visit:
         self.queries: list[Picture] = []
         self.answers: list[MulticlassSegmentation] = []
         """As the network gives them, before thresholds."""
+        self.self_support = False
+        """Whether the answers were made with self-support."""
         self.revision = 0
         """Number of pictures drawn."""
         self._model = model
@@ -259,17 +261,22 @@ class Visit:
                 self._encoded[name] = self._model.encode_supports(images, masks, negatives or None)
         return {name: self._encoded[name] for name in self.classes}
 
-    def segment(self) -> Iterator[Picture]:
+    def segment(self, *, self_support: bool = False) -> Iterator[Picture]:
         """Segment the queries, and yield each when its answer is there.
+
+        Args:
+            self_support: As for `predict`.
 
         Raises:
             ValueError: If there are no queries, or as `encode`.
         """
         if not self.queries:
             raise ValueError("there is no picture to segment yet: add one")
-        self.answers = []
+        self.answers, self.self_support = [], self_support
         images = [query.image for query in self.queries]
-        found = self._model.predict_iter(images, self.encode(), presence_threshold=0)
+        found = self._model.predict_iter(
+            images, self.encode(), presence_threshold=0, self_support=self_support
+        )
         for query, answer in zip(self.queries, found, strict=True):
             if isinstance(answer, Exception):  # the pictures were read before
                 raise answer
