@@ -565,6 +565,7 @@ def commands(page: str) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in lines if line.startswith("hdmnet ")]
 
 
+@pytest.mark.usefixtures("small_bundled")
 def test_commands_of_the_page_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
