@@ -108,7 +108,7 @@ rate of a large 1 × 1 convolution on this machine ({rate / 1e9:.0f} G per CPU s
 
 {_table(("part", "G operations", "at that rate"), counted)}
 
-## The bundled model
+## `hdmnet-lite0`
 
 `hdmnet-lite0` at {lite0["size"]} px: one forward pass of its backbone takes
 {1000 * lite0["T"]:.0f} CPU ms. A query with an encoded 5-shot set takes {lite0["query"]:.2f} times

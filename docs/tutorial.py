@@ -129,8 +129,8 @@ todo = [(path, name) for path, name in zip(photos, names) if not (out / name).ex
 for (_, name), answer in zip(todo, model.predict_iter([path for path, _ in todo], person)):
     if isinstance(answer, Exception):
         print(name, answer)
-    elif answer.mask.float().mean() > 0.01:  # more than some specks
-        answer.save(out / name)
+    else:
+        answer.save(out / name)  # also an empty mask: then it counts as done
 print(*sorted(path.name for path in out.iterdir()), sep="\n")
 
 # %% [markdown]

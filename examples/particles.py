@@ -226,10 +226,15 @@ def resizing(model: HDMNet) -> EvalTransform:
 
 
 def segmenter(model: HDMNet) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Make a function from episode tensors to `final` scores, on a fused copy of the model."""
+    """Make a function from episode tensors to scores, on a fused copy of the model."""
     fused = model.fused()
     device = next(fused.parameters()).device
-    return lambda *episode: fused(*(tensor.to(device) for tensor in episode)).final.cpu()
+
+    def segment(*episode: Tensor) -> Tensor:
+        query, supports, masks = (tensor.to(device) for tensor in episode)
+        return fused.scores(query, fused.encode(supports, masks)).cpu()
+
+    return segment
 
 
 def score(
