@@ -74,8 +74,8 @@ _PRETRAINED = (
         trained_on="photographs of PASCAL VOC and Clothing Co-Parsing, composites of cut-outs",
         licence="Apache-2.0; see the model card for the pictures it was trained on",
         metric="class mIoU 0.426 one-shot, 0.491 five-shot",
-        protocol="36 episodes of bottle, sheep, sofa and TV of PASCAL VOC 2012, which training never "
-        "showed; settings were chosen on these classes",
+        protocol="36 episodes of bottle, sheep, sofa and TV of PASCAL VOC 2012, which training "
+        "never showed; settings were chosen on these classes",
         path=WEIGHTS / "hdmnet-lite0",
         size=16_357_516,
         sha256="6ff3f067150fead646f61c34054e01d9359d9297aa63fa9b9b9309fdbc5a552b",
