@@ -109,7 +109,7 @@ def main() -> None:
             if error:
                 errors.write(json.dumps({"image": name, "error": error}) + "\n")
     seconds, good = time.perf_counter() - start, count["labelled"]
-    for left in args.out.rglob(".*.png.*.tmp"):  # an actor died while it wrote the mask
+    for left in args.out.rglob(".????????????.tmp"):  # an actor died while it wrote the mask
         left.unlink()
     summary = "%d labelled in %.0f s (%.1f a second), %d unreadable, %d skipped"
     logger.info(summary, good, seconds, good / seconds, count["unreadable"], len(names) - len(todo))

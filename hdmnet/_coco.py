@@ -13,7 +13,8 @@ def coco_dataset(records: Iterable[Mapping[str, Any]], names: Sequence[str]) -> 
         names: The classes, in the order of their numbers from 1.
 
     Returns:
-        `images`, `annotations` and `categories`, which `json.dump` can write.
+        `images`, `annotations` and `categories`, which `json.dump` can write. `info` says that the
+        masks are of upright images, as EXIF turns them.
 
     Raises:
         ImportError: If pycocotools, of `hdmnet[eval]`, is not installed.
@@ -37,4 +38,10 @@ def coco_dataset(records: Iterable[Mapping[str, Any]], names: Sequence[str]) -> 
             }
             annotations.append(result | about)
     categories = [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
-    return {"images": images, "annotations": annotations, "categories": categories}
+    info = {"description": "Masks of upright images (EXIF is applied), by hdmnet", "upright": True}
+    return {
+        "info": info,
+        "images": images,
+        "annotations": annotations,
+        "categories": categories,
+    }

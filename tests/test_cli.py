@@ -23,6 +23,7 @@ from PIL import Image
 import hdmnet
 from hdmnet import Box, HDMNet, Points, SupportSet, cli
 from hdmnet.cli.doctor import STORED
+from hdmnet.cli.files import find_images
 
 needs_eval = pytest.mark.skipif(not find_spec("pycocotools"), reason="needs hdmnet[eval]")
 DATA = Path(__file__).parents[1] / "examples" / "data"
@@ -280,6 +281,71 @@ def test_other_answers_do_not_mix(
     error = refuse("segment", photos, *masked, "--out", out)
     assert "more/b.v2.png is there, but not from this command" in error
     assert (read(out / "a.png") == before).all()
+
+
+@needs_eval
+def test_an_old_answer_never_looks_like_the_new_one(
+    masked: list[str], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    command = ["segment", photos / "a.jpg", *masked, "--out", out]
+    whole = ["--format=png", "--format=json", "--overlay"]
+    emptied = ["--presence-threshold=1", "--overwrite"]
+    assert run(*command, *whole, "--presence-threshold=0") == 0
+    assert json.loads((out / "a.json").read_text())["classes"][0]["area"] > 0
+    assert run(*command, *emptied) == 0
+    assert sorted(x.name for x in out.iterdir()) == ["a.png", "hdmnet.jsonl"]
+    assert run(*command, *whole, emptied[0]) == 0
+    assert json.loads((out / "a.json").read_text())["classes"][0]["area"] == 0
+    assert (out / "a_overlay.jpg").exists()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hdmnet.Segmentation, "save", full)
+        assert run(*command, "--presence-threshold=0", "--overwrite") == cli.ERROR
+    assert run(*command, "--presence-threshold=0") == 0
+    assert read(out / "a.png").any()
+
+
+@needs_eval
+def test_files_of_others_stay(
+    masked: list[str], photos: Path, tmp_path: Path, refuse: Refuse
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("coco.json", "a.json"):
+        (out / name).write_text('{"mine": true}')
+    command = ["segment", photos / "a.jpg", *masked, "--out", out]
+    assert "coco.json is there, but not from" in refuse(*command, "--format=coco")
+    assert run(*command, "--format=png") == 0
+    assert "a.json is there, but not from" in refuse(*command, "--format=json")
+    assert (out / "a.json").read_text() == (out / "coco.json").read_text() == '{"mine": true}'
+
+
+def test_an_image_that_was_replaced(
+    masked: list[str], photos: Path, tmp_path: Path, refuse: Refuse
+) -> None:
+    """Its size in bytes may be the same, and its time may change without it."""
+    Image.open(photos / "a.jpg").save(photos / "x.bmp")
+    out = tmp_path / "out"
+    command = ["segment", photos / "x.bmp", *masked, "--out", out]
+    assert run(*command) == 0
+    before = (out / "x.png").stat().st_mtime_ns
+    os.utime(photos / "x.bmp", (1, 1))
+    assert run(*command) == 0
+    assert (out / "x.png").stat().st_mtime_ns == before
+    Image.open(photos / "a.jpg").transpose(Image.Transpose.ROTATE_180).save(photos / "x.bmp")
+    assert "which is another image than" in refuse(*command)
+
+
+def test_links_that_go_round(photos: Path) -> None:
+    (photos / "loop").symlink_to(photos)
+    (photos / "more" / "back").symlink_to(photos)
+    (photos / "a.png").symlink_to(photos / "a.jpg")
+    found = find_images([str(photos)])
+    assert [x.relative_to(photos).as_posix() for x in found] == ["a.jpg", "a.png", "more/b.v2.jpg"]
 
 
 def test_the_order_of_classes_counts(

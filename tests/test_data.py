@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from hdmnet import HDMNet
+from hdmnet import HDMNet, Segmentation, load_image
+from hdmnet._coco import coco_dataset
 
 pytest.importorskip("torchmetrics", reason="needs hdmnet[eval]")
 
@@ -242,6 +243,25 @@ def test_coco_ignores_exif_orientation(tmp_path: Path) -> None:
     with Image.open(images / "a.jpg") as image:
         image.save(images / "a.jpg", exif=exif, quality=95)
     assert (CocoInstances(images, path).image(0) - upright).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_a_coco_file_of_ours_is_of_upright_images(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    upright = load_image(tmp_path / "a.png")
+    height, width = upright.shape[-2:]
+    probability = torch.zeros(height, width)
+    probability[0, 1] = 1
+    about = {"file_name": "a.png", "height": height, "width": width}
+    results = Segmentation(probability).to_coco()
+    table = coco_dataset([about | {"results": results}], ["dot"])
+    (tmp_path / "coco.json").write_text(json.dumps(table))
+    source = CocoInstances(tmp_path, tmp_path / "coco.json")
+    assert torch.equal(source.image(0), upright)
+    assert (source.label(0) == probability.numpy()).all()
 
 
 # Folders of classes

@@ -29,7 +29,7 @@ sync_api = pytest.importorskip("playwright.sync_api")
 
 from hdmnet.demo import page as demo_page  # noqa: E402
 from hdmnet.demo import serving  # noqa: E402
-from hdmnet.demo.events import Events  # noqa: E402
+from hdmnet.demo.events import Events, discard  # noqa: E402
 from hdmnet.demo.visit import Choice, Visit  # noqa: E402
 
 DATA = Path(__file__).parents[1] / "examples" / "data"
@@ -235,7 +235,7 @@ def test_a_visit_gives_what_predict_gives(
     for name, result in zip(("query_1", "query_2"), expected, strict=True):
         assert same(masks[f"answers/{name}.jpg.png"], result.mask) == 1
     given = load_mask(FISH / "support_1.png") == 1
-    assert same(masks["annotations/object/support_1.png"], given) == 1
+    assert same(masks["annotations/object/support_1.jpg.png"], given) == 1
 
     coco = json.loads(files["coco.json"])
     assert [image["file_name"] for image in coco["images"]] == ["query_1.jpg", "query_2.jpg"]
@@ -280,7 +280,7 @@ def test_paint_and_erase(visit: Callable[..., Visitor]) -> None:
     visitor.search(FISH / "query_2.jpg")
     visitor.segment(1)
     mask = np.array(
-        unzip(visitor.download("#pack")["masks.zip"])["annotations/object/support_1.png"]
+        unzip(visitor.download("#pack")["masks.zip"])["annotations/object/support_1.jpg.png"]
     )
     height, width = mask.shape
 
@@ -365,6 +365,44 @@ def test_the_rule_of_several_classes() -> None:
     list(visit.segment())
     ((_, alone),) = visit.chosen(Choice())
     assert (alone.probability < visit.answers[0].probability).all()
+
+
+def test_files_of_a_visit(model: HDMNet, tmp_path: Path) -> None:
+    """No painted mask is lost, and a moved threshold changes no score."""
+    visit = Visit(model)
+    shutil.copy(FISH / "support_1.jpg", tmp_path / "fish.jpg")
+    shutil.copy(FISH / "support_1.jpg", tmp_path / "fish.png")
+    for name in ("fish.jpg", "fish.png"):
+        visit.add_support("fish", tmp_path / name).load_mask(FISH / "support_1.png")
+    visit.add_query(FISH / "query_1.jpg")
+    list(visit.segment())
+    assert len(visit.painted()) == 2
+    for threshold in (0.5, 0.9):
+        coco = json.loads(visit.answer_files(Choice(threshold))["coco.json"])
+        probability = visit.answers[0]["fish"].probability
+        expected = probability[probability > threshold].mean().item()
+        assert coco["annotations"][0]["score"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_support_without_a_mask_keeps_the_answers(model: HDMNet) -> None:
+    visit = Visit(model)
+    visit.add_support("fish", FISH / "support_1.jpg").load_mask(FISH / "support_1.png")
+    visit.add_query(FISH / "query_1.jpg")
+    list(visit.segment())
+    visit.add_support("fish", PERSON / "support_1.jpg")
+    with pytest.raises(ValueError, match="nothing is marked"):
+        list(visit.segment())
+    assert len(visit.answers) == 1
+
+
+def test_uploads_that_are_on_their_way_stay(tmp_path: Path) -> None:
+    done, running, left = tmp_path / "hash" / "a.jpg", tmp_path / "tmp1", tmp_path / "tmp2"
+    done.parent.mkdir()
+    for path in (done, running, left):
+        path.touch()
+    os.utime(left, (1, 1))
+    discard(str(done))
+    assert list(tmp_path.iterdir()) == [running]
 
 
 def test_sliders_after_looking_twice(model: HDMNet) -> None:

@@ -107,6 +107,7 @@ def test_pairs(evaluate: Evaluate, tmp_path: Path, capfd: pytest.CaptureFixture[
         ("--fold", 1, "--class", "bus", "--pairs", pairs): "classes that are not asked for",
         ("--fold", 0, "--class", "bus"): "--class bus: expected one of aeroplane, bicycle",
         ("--class", "bus", "--load", tmp_path / "out" / "episodes.json"): "leave out --class",
+        ("--pairs", pairs, "--load", pairs): "got --pairs and --load",
     }.items():
         with pytest.raises(SystemExit, match=str(cli.ERROR)):
             evaluate("pascal", root, *options)

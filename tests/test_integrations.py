@@ -263,6 +263,8 @@ class TestLabelStudio:
         fish = brush("fish")
         one, two = created(1, fish), created(2, fish, task=5)
         assert kept(one, two) == {("1", "fish"), ("2", "fish")}
+        again = {"action": "START_TRAINING", "project": PROJECT}  # without the key to read them
+        assert kept(again) == {("1", "fish"), ("2", "fish")}
         changed = created(1, brush("person")) | {"action": "ANNOTATION_UPDATED"}
         assert kept(changed) == {("1", "person"), ("2", "fish")}
         other = PROJECT | {"created_at": "2026-01-02T03:04:06Z"}

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from hdmnet import HDMNet, SupportSet
+from hdmnet._files import write_whole
 from hdmnet.images import load_mask
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
@@ -160,6 +161,10 @@ def test_another_run_makes_only_what_is_missing(labelled: Collection) -> None:
 
     lost = f"{ODD_NAMES[0]}.png"
     (labelled.out / lost).unlink()
+    half: list[Path] = []
+    write_whole(labelled.out / lost, lambda path: half.append(path) or path.touch())
+    (labelled.out / lost).unlink()
+    half[0].touch()  # what an actor leaves that dies while it writes
     assert labelled.run() == (1, 0, skipped - 1)
     after = labelled.masks()
     assert after.pop(lost) > before.pop(lost)

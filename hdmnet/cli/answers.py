@@ -29,8 +29,8 @@ class Answers:
     """The answers in a folder.
 
     Each answer is one or more of NAME.png, NAME.json and NAME_overlay.jpg. A line of `hdmnet.jsonl`
-    says what each was made of: so a repeated command goes on, and other images, supports and
-    options do not mix with what is there. `coco.json` is made of these lines.
+    says which files it has and what they were made of: so a repeated command goes on, and other
+    images, supports and options do not mix with what is there. `coco.json` is made of these lines.
     """
 
     folder: Path
@@ -54,7 +54,8 @@ class Answers:
                 record = json.loads(line)
             except ValueError:
                 continue  # a crash cut it off, before its answer was written
-            if not isinstance(record, dict) or "hash" not in record:
+            fields = {"hash", "files"} if "name" in record else {"hash"}
+            if not isinstance(record, dict) or not fields <= record.keys():
                 raise click.UsageError(
                     f"line {number} of {journal} is damaged: choose another --out"
                 )
@@ -72,6 +73,10 @@ class Answers:
         same = queries.get(Path(COCO).stem)
         if same and "coco" in self.formats and "json" in self.formats:
             raise click.UsageError(f"{COCO} would be the answer to {same} and that to all")
+        path = self.folder / COCO
+        own = any("results" in record for record in self._records.values())
+        if "coco" in self.formats and path.exists() and not own and not overwrite:
+            raise _foreign(path)
         return {
             name: path for name, path in queries.items() if overwrite or not self._has(name, path)
         }
@@ -81,8 +86,10 @@ class Answers:
         files = self._files(name)
         for path in (self.folder / JOURNAL, *files.values()):
             path.parent.mkdir(parents=True, exist_ok=True)
+        others = self._drop_old(name, query)
         height, width = answer.probability.shape[-2:]
         record = _source(query) | {"name": name, "hash": self._hash}
+        record["files"] = sorted({*files, *others})
         record |= {"file_name": query.as_posix(), "height": height, "width": width}
         if "coco" in self.formats:
             record["results"] = answer.to_coco()
@@ -112,15 +119,29 @@ class Answers:
         content = coco_dataset(records.values(), self.names or ("object",))
         _write(self.folder / COCO, json.dumps(content))
 
-    def _has(self, name: str, query: Path) -> bool:
-        there = [path for path in self._files(name).values() if path.exists()]
+    def _drop_old(self, name: str, query: Path) -> list[str]:
+        """Delete what the next write replaces: after a crash, it must not look like the new answer.
+
+        Returns:
+            The other files of this answer, which stay.
+        """
         record = self._records.get(name)
+        kinds = list(self._files(name))
+        others = [kind for kind in record["files"] if kind not in kinds] if record else []
+        if record and not (record["hash"] == self._hash and _is_source(record, query)):
+            kinds, others = kinds + others, []
+        for kind in kinds:
+            self._file(name, kind).unlink(missing_ok=True)
+        return others
+
+    def _has(self, name: str, query: Path) -> bool:
+        record = self._records.get(name)
+        files = self._files(name)
+        own = record["files"] if record else []
+        for kind, path in files.items():
+            if kind not in own and path.exists():
+                raise _foreign(path)
         if record is None:
-            if there:
-                raise click.UsageError(
-                    f"{there[0]} is there, but not from this command: choose another --out, or "
-                    "give --overwrite"
-                )
             return False
         if record["hash"] != self._hash:
             before = self._known.get(record["hash"], {})
@@ -129,23 +150,24 @@ class Answers:
                 f"{self.folder} has an answer to {name} that was made with another value of "
                 f"{', '.join(changed)}: choose another --out, or give --overwrite"
             )
-        if any(record[key] != value for key, value in _source(query).items()):
+        if not _is_source(record, query):
             raise click.UsageError(
                 f"{self.folder} has an answer {name} to {record['source']}, which is another image "
                 f"than {query}: choose another --out, or give --overwrite"
             )
-        complete = len(there) == len(self._files(name))
+        complete = all(path.exists() for path in files.values())
         return complete and ("coco" not in self.formats or "results" in record)
 
     def _about(self) -> dict[str, Any]:
         return {"hash": self._hash, **self.settings}
 
     def _files(self, name: str) -> dict[str, Path]:
-        files = {kind: self.folder / f"{name}.{kind}" for kind in ("png", "json")}
-        files = {kind: path for kind, path in files.items() if kind in self.formats}
-        if self.overlay:
-            files["overlay"] = self.folder / f"{name}_overlay.jpg"
-        return files
+        kinds = [kind for kind in ("png", "json") if kind in self.formats]
+        kinds += ["overlay"] if self.overlay else []
+        return {kind: self._file(name, kind) for kind in kinds}
+
+    def _file(self, name: str, kind: str) -> Path:
+        return self.folder / (f"{name}_overlay.jpg" if kind == "overlay" else f"{name}.{kind}")
 
     def _describe(self, query: Path, answer: Answer) -> dict[str, Any]:
         height, width = answer.probability.shape[-2:]
@@ -174,10 +196,26 @@ def digest(*parts: str | Path) -> str:
 
 def _source(query: Path) -> dict[str, Any]:
     """Tell an image from others of the same name."""
-    return {
-        "source": str(query.resolve()),
-        "bytes": query.stat().st_size if query.exists() else 0,  # 0: a broken link
-    }
+    return _stamp(query) | {"content": digest(query)}
+
+
+def _stamp(query: Path) -> dict[str, Any]:
+    if not query.exists():  # a broken link
+        return {"source": str(query.resolve()), "bytes": 0, "time": 0}
+    about = query.stat()
+    return {"source": str(query.resolve()), "bytes": about.st_size, "time": about.st_mtime_ns}
+
+
+def _is_source(record: Mapping[str, Any], query: Path) -> bool:
+    """Whether an answer is of this image. It is only read if its time has changed."""
+    changed = {key for key, value in _stamp(query).items() if record[key] != value}
+    return not changed or (changed == {"time"} and record["content"] == digest(query))
+
+
+def _foreign(path: Path) -> click.UsageError:
+    return click.UsageError(
+        f"{path} is there, but not from this command: choose another --out, or give --overwrite"
+    )
 
 
 def _write(path: Path, content: str | Callable[[Path], object]) -> None:

@@ -110,6 +110,8 @@ def evaluate(**given: Any) -> None:
         raise click.UsageError("json needs --annotations")
     if args.classes and args.load:
         raise click.UsageError("--load says which classes are scored: leave out --class")
+    if args.pairs and args.load:
+        raise click.UsageError("got --pairs and --load: expected one of them")
     # The papers have their own rules. Other data is scored with all classes alike, as by `predict`.
     published = args.data in ("pascal", "coco")
     args.order = args.order or ("list" if published else "balanced")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import click
 
-from hdmnet.cli.files import find_queries, folder_of_supports
+from hdmnet.cli.files import find_images, folder_of_supports
 from hdmnet.cli.options import FOLDER, class_at, encoded, load_model, model_options
 
 CALIBRATED_ON = 64
@@ -49,6 +48,7 @@ def export(
         raise click.UsageError("--int8-supports without --int8 has no effect: give pictures too")
     if int8 and not shown and not int8_supports:
         raise click.UsageError("--int8 without --class needs --int8-supports FOLDER too")
+    pictures = find_images(int8)[:CALIBRATED_ON]
     from hdmnet.onnx import export_onnx, quantize
 
     network = load_model(model, device)
@@ -61,7 +61,6 @@ def export(
         else:
             written = (export_onnx(network, target, supports),)
         if int8:
-            pictures = list(islice(find_queries(int8, out).values(), CALIBRATED_ON))
             images, masks = folder_of_supports(int8_supports) if int8_supports else ([], [])
             written = quantize(target, out, pictures, images, masks)
     for path in written:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterable, Iterator
 from itertools import takewhile
 from pathlib import Path
@@ -43,16 +44,18 @@ def find_queries(given: Iterable[str], out: Path) -> dict[str, Path]:
     return found
 
 
+def find_images(given: Iterable[str]) -> list[Path]:
+    """Find images as `find_queries` does. Two of them may have the same name."""
+    return [path for text in given for _, path in _expand(text)]
+
+
 def _expand(text: str) -> Iterator[tuple[Path, Path]]:
     """Yield the images of one argument, each with the folder that its name starts from."""
     path = Path(text)
     if not text:
         raise click.UsageError("an argument is empty: expected a file, a folder or a pattern")
     if path.is_dir():
-        yield from (
-            (path, image)
-            for image in _images(glob.glob(f"{glob.escape(text)}/**/*", recursive=True))
-        )
+        yield from ((path, image) for image in _images(_below(path)))
     elif path.is_file():
         yield path.parent, path
     elif glob.has_magic(text):
@@ -60,6 +63,17 @@ def _expand(text: str) -> Iterator[tuple[Path, Path]]:
         yield from ((root, image) for image in _images(glob.glob(text, recursive=True)))
     else:
         raise click.UsageError(f"{text} does not exist: expected a file, a folder or a pattern")
+
+
+def _below(folder: Path) -> Iterator[str]:
+    """Yield the files of a folder and of its subfolders, each of these once: links may go round."""
+    seen = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        folders[:] = [] if real in seen else [x for x in folders if not x.startswith(".")]
+        if real not in seen:
+            yield from (os.path.join(root, file) for file in files if not file.startswith("."))
+        seen.add(real)
 
 
 def _images(paths: Iterable[str]) -> list[Path]:

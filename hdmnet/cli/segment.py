@@ -160,9 +160,9 @@ def _shown(classes: Iterable[str], given: dict[str, Any]) -> dict[str, Any]:
         raise click.UsageError("got --class and --support: expected one of them")
     shown: dict[str, Any] = {}
     for text in classes:
-        name, equals, value = text.partition("=")
+        name, _, value = text.partition("=")
         path = Path(value)
-        if not (name and equals and path.exists()):
+        if not (name and value and path.exists()):
             raise click.UsageError(f"--class {text}: expected NAME=PATH, with a path that exists")
         if name in shown:
             raise click.UsageError(f"--class {name} is given twice: give it one folder or file")

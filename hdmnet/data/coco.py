@@ -21,7 +21,8 @@ class CocoInstances(LabelledImages):
 
     Where instances overlap, the smaller one gives the label, because more often it is the one in
     front. Images are not turned by their EXIF orientation, because the JSON describes the pixels
-    as they are stored.
+    as they are stored. A JSON that hdmnet wrote says in its `info` that it describes upright
+    images: there, they are turned.
 
     Args:
         images: Folder of the images, such as `val2014`.
@@ -69,6 +70,8 @@ class CocoInstances(LabelledImages):
             self._sizes = [(int(image["height"]), int(image["width"])) for image in listed]
             classes = [str(category["name"]) for category in categories]
             label_of = {category["id"]: c for c, category in enumerate(categories, start=1)}
+            info = table.get("info")
+            self._upright = isinstance(info, dict) and info.get("upright") is True
             instances: dict[Any, list[Any]] = {image["id"]: [] for image in listed}
             annotated = [
                 (a["id"], a["image_id"], a["category_id"], a) for a in table["annotations"]
@@ -96,6 +99,8 @@ class CocoInstances(LabelledImages):
 
     def image(self, index: int) -> Tensor:
         """See `LabelledImages.image`."""
+        if self._upright:
+            return load_image(self.files[index])
         return load_image(torch.from_numpy(read_pixels(self.files[index], "RGB")).permute(2, 0, 1))
 
     def label(self, index: int) -> NDArray[np.int32]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -25,6 +26,8 @@ TOOLS = {
     "Point beside it": "not_point",
 }
 PAINTS = ("Paint", "Erase")
+STARTING = 60
+"""Seconds after which an upload that is empty is none: others are still on their way."""
 VISITS, QUERIES, SUPPORTS = 64, 50, 20
 """Most visits in memory, queries of a visit, and supports of a class."""
 
@@ -109,7 +112,7 @@ class Events:
                 request, shown, lambda visit, page, support: support.load_mask(file)
             )
         finally:
-            _discard(file)
+            discard(file)
 
     def set_negative(self, request: gr.Request, negative: bool, *shown: Any) -> list[Any]:
         """Say whether the picture shows something else."""
@@ -258,16 +261,19 @@ def _read(files: list[str] | None, room: int, read: Callable[[str], Any]) -> lis
         except ValueError as error:
             gr.Warning(str(error))
         finally:
-            _discard(path)
+            discard(path)
     return found
 
 
-def _discard(upload: str) -> None:
-    """Delete an upload with its folder, and the empty file that Gradio makes for each."""
+def discard(upload: str) -> None:
+    """Delete an upload with its folder, and the empty files that Gradio leaves of older ones."""
     folder = Path(upload).parent
     shutil.rmtree(folder, ignore_errors=True)
     for placeholder in folder.parent.glob("tmp*"):
-        placeholder.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            about = placeholder.stat()
+            if about.st_size == 0 and time.time() - about.st_mtime > STARTING:
+                placeholder.unlink()
 
 
 def _choice(threshold: float, rule: bool, presence: float) -> Choice:

@@ -272,10 +272,11 @@ class Visit:
         """
         if not self.queries:
             raise ValueError("there is no picture to segment yet: add one")
+        sets = self.encode()
         self.answers, self.self_support = [], self_support
         images = [query.image for query in self.queries]
         found = self._model.predict_iter(
-            images, self.encode(), presence_threshold=0, self_support=self_support
+            images, sets, presence_threshold=0, self_support=self_support
         )
         for query, answer in zip(self.queries, found, strict=True):
             if isinstance(answer, Exception):  # the pictures were read before
@@ -333,7 +334,11 @@ class Visit:
                 files[f"answers/{path.name}"] = path.read_bytes()
                 width, height = query.own_size
                 record = {"file_name": query.name, "width": width, "height": height}
-                records.append(record | {"results": answer.to_coco()})
+                results = [
+                    result | {"score": _moved_back(result["score"], choice.threshold)}
+                    for result in answer.to_coco()
+                ]
+                records.append(record | {"results": results})
         for name, support in self.painted().items():
             mask = Image.fromarray(support.mask.numpy())
             buffer = io.BytesIO()
@@ -370,7 +375,7 @@ class Visit:
     def painted(self) -> dict[str, Support]:
         """Return the supports whose masks are files, by the path that `python` gives them."""
         return {
-            f"annotations/{name}/{Path(s.name).stem}.png": s
+            f"annotations/{name}/{s.name}.png": s
             for name, supports in self.classes.items()
             for s in supports
             if s.annotation is None and s.mask.any()
@@ -409,6 +414,11 @@ def _moved(probability: Tensor, threshold: float) -> Tensor:
     """Move the threshold of a probability to 0.5, where masks have theirs."""
     above = 0.5 + 0.5 * (probability - threshold) / (1 - threshold)
     return torch.where(probability > threshold, above, 0.5 * probability / threshold)
+
+
+def _moved_back(probability: float, threshold: float) -> float:
+    """Return the probability that `_moved` turned into this one, above 0.5."""
+    return threshold + (1 - threshold) * (2 * probability - 1)
 
 
 def _unique(name: str, taken: Iterable[str]) -> str:

@@ -119,8 +119,9 @@ class FewShotBackend:
                 for task in event["tasks"]:
                     self._delete(project, f"{task['id']:d}")
             case {"action": "START_TRAINING", "project": project}:
-                self._delete(project, "*")
-                for task in _client().tasks.list(project=project["id"], fields="all"):
+                tasks = list(_client().tasks.list(project=project["id"], fields="all"))
+                self._delete(project, "*")  # not before: Label Studio may not answer
+                for task in tasks:
                     for annotation in task.annotations:
                         self._keep(project, {"id": task.id, "data": task.data}, annotation)
 
