@@ -131,7 +131,7 @@ def save_labels(labels: Tensor, classes: int, path: str | os.PathLike[str]) -> N
     if classes >= IGNORE:
         raise ValueError(
             f"a palette image holds at most {IGNORE - 1} classes, got {classes}: save each class "
-            "alone, with many[name].save(path)"
+            "alone, with its own save(path)"
         )
     picture = Image.fromarray(labels.byte().numpy())
     picture.putpalette([value for color in _voc_palette(256) for value in color])

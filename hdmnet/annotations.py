@@ -94,7 +94,7 @@ class Points:
             size: (H, W) of the image.
 
         Raises:
-            ValueError: If a point is outside the image.
+            ValueError: If a point is outside the image, or negative ones cover all positive ones.
         """
         positive, negative = [[p] for p in self.positive], [[p] for p in self.negative]
         return _draw("Points", positive, negative, size)
@@ -141,7 +141,7 @@ class Scribble:
             size: (H, W) of the image.
 
         Raises:
-            ValueError: If a stroke leaves the image.
+            ValueError: If a stroke leaves the image, or negative ones cover all positive ones.
         """
         return _draw("Scribble", self.positive, self.negative, size)
 
@@ -276,4 +276,10 @@ def _draw(
                     )
             pixels = [(math.floor(x), math.floor(y)) for x, y in line]
             draw.line(pixels, fill=value) if len(pixels) > 1 else draw.point(pixels, fill=value)
-    return torch.from_numpy(np.array(picture))
+    seeds = torch.from_numpy(np.array(picture))
+    if not (seeds == 1).any():
+        raise ValueError(
+            f"{name}: negative covers all of positive: expected a pixel of the object that nothing "
+            "negative covers"
+        )
+    return seeds

@@ -4,8 +4,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from itertools import islice
 from typing import Any, TypeAlias, TypeVar, cast, overload
 
+from torch import Tensor
+
 from hdmnet.annotations import Annotation
-from hdmnet.images import ImageLike, load_mask
+from hdmnet.images import ImageLike, load_image, load_mask, naming
+from hdmnet.preprocess import IGNORE
 from hdmnet.supports import SupportSet
 
 Supports: TypeAlias = ImageLike | Sequence[ImageLike]
@@ -100,6 +103,17 @@ def _encode_label_maps(
 ) -> dict[str, SupportSet]:
     if not class_ids:
         raise ValueError("class_ids is empty: expected the value of each class in the masks")
+    for given in (supports, masks):
+        if isinstance(given, Mapping) and given.keys() != class_ids.keys():
+            raise ValueError(
+                f"got the classes {sorted(given)}: expected those of class_ids, "
+                f"{sorted(class_ids)}, in supports and masks"
+            )
+    if ignored := [name for name, number in class_ids.items() if number == IGNORE]:
+        raise ValueError(
+            f"class_ids gives {ignored[0]!r} the value {IGNORE}, which means ignore in label maps: "
+            "expected the value of the class"
+        )
     sets = {}
     for name, number in class_ids.items():
         images, maps = (as_list(_of_class(given, name)) for given in (supports, masks))
@@ -108,13 +122,29 @@ def _encode_label_maps(
                 f"got {len(images)} supports and {len(maps)} masks: expected a label map for each "
                 "support"
             )
-        labels = [load_mask(label, label=number) for label in maps]
-        shown = [i for i, label in enumerate(labels) if (label == 1).any()]
+        shown, labels = [], []
+        for i, (image, label_map) in enumerate(zip(images, maps, strict=True)):
+            with naming(f"class {name!r}, support {i}: "):
+                label = load_mask(label_map, label=number)
+                if (label == 1).any():
+                    shown.append(_of_size(image, label))
+                    labels.append(label)
         if not shown:
             raise ValueError(f"no mask has the value {number}, which class_ids gives {name!r}")
-        chosen = [images[i] for i in shown]
-        sets[name] = encode(chosen, [labels[i] for i in shown], negatives.get(name))
+        sets[name] = encode(shown, labels, negatives.get(name))
     return sets
+
+
+def _of_size(image: ImageLike, label: Tensor) -> Tensor:
+    """Load an image, which must have the size of its label map."""
+    loaded = load_image(image)
+    if loaded.shape[-2:] != label.shape:
+        (height, width), (rows, columns) = loaded.shape[-2:], label.shape
+        raise ValueError(
+            f"its label map is {rows} x {columns} but its image is {height} x {width} (height x "
+            "width): resize the map to its image by nearest neighbour"
+        )
+    return loaded
 
 
 def _of_class(given: Any, name: str) -> Supports:

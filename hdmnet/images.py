@@ -1,13 +1,14 @@
 """Turn images and masks of many kinds into tensors."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import IO, Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from hdmnet.annotations import Box, Points, Scribble
@@ -20,6 +21,16 @@ _FULL_SCALE = {torch.uint8: 255, torch.uint16: 65535}
 _TOLERANCE = 1e-3  # interpolation and half precision leave [0, 1] by a little
 _COLOUR_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
 _LISTED_VALUES = 8
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image of each EXIF orientation upright."""
 
 
 def load_image(image: ImageLike) -> Tensor:
@@ -159,6 +170,18 @@ def _pick(values: Tensor, name: str, label: int, ignore: int) -> Tensor:
     return mask
 
 
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Put `what` before the message of an error that says what is wrong with an input."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if not what:
+            raise
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{what}{error}") from error
+
+
 def _name(role: str, source: ImageLike) -> str:
     return f"{role} {os.fspath(source)!r}" if isinstance(source, str | os.PathLike) else role
 
@@ -215,7 +238,10 @@ def _hint(source: object) -> str:
 def _upright(source: Image.Image | IO[bytes], name: str) -> Image.Image:
     try:
         image = source if isinstance(source, Image.Image) else open_image(source)
-        return ImageOps.exif_transpose(image)
+        image.load()
+        # Not by ImageOps.exif_transpose: it writes the other tags again, and fails at odd ones.
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return image.copy() if turn is None else image.transpose(turn)
     except UnidentifiedImageError as error:
         raise ValueError(
             f"{name} is not an image that Pillow can read: expected a file such as JPEG or PNG"

@@ -89,7 +89,11 @@ class HDMNetInference(FewShotModel):
         query, size = look
         prior = torch.cat([self._prior(query, supports) for supports in group])
         # The prior's features are most of a set. They are not copied.
-        first, *others = (replace(s, prior_features=(), negatives=None, rivals=None) for s in group)
+        # `_prior` has compared the fingerprints. A set of `encode` has none, and fits all the same.
+        first, *others = (
+            replace(s, prior_features=(), negatives=None, rivals=None, fingerprint=None)
+            for s in group
+        )
         out = self._merge(query, first.stack(*others), prior, size)
         f4, negatives = [s.prior_features[1] for s in group], [s.negatives for s in group]
         scores, presence = self.presence(query.prior[1], self.calibration(out.final), f4, negatives)

@@ -35,7 +35,7 @@ REDUCED_DIM = 256  # channels of the reduced features q and s
 PSP_DIM = 512  # channels of f5
 PRIOR_SCALE = 10.0  # factor of the prior in the query tokens
 FREE = ("image_size", "dropout", "feature_dropout", "frozen_norm")
-ADDED = ("presence", "calibration", "contrast")  # to the paper; they change no encoded support
+ADDED = ("presence", "calibration", "contrast")  # to the paper; they change only negatives of a set
 SHOTS = "(b k) c h w -> b k c h w"
 SHARED = "b ... -> (b n) ..."  # n consecutive episodes share a query
 

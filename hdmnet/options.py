@@ -1,6 +1,6 @@
 """The options of `predict` that concern the answers."""
 
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, NamedTuple, Self, TypedDict
 
 from hdmnet.nn import _checks
@@ -30,28 +30,31 @@ class Options(NamedTuple):
     generalized: bool = False
 
     def checked(self) -> Self:
-        """Check types and ranges, and turn NumPy's integers into those of Python.
+        """Check types and ranges, and turn NumPy's numbers into those of Python.
 
         Raises:
             TypeError: If an option has the wrong type.
             ValueError: If an option is out of its range.
         """
-        if self.presence_threshold is not None:
-            _checks.check_probabilities(presence_threshold=self.presence_threshold)
+        threshold: Any = self.presence_threshold
+        if threshold is not None:
+            threshold = float(threshold) if isinstance(threshold, Real) else threshold
+            _checks.check_probabilities(presence_threshold=threshold)
         if self.augment is not None:
             _checks.check_type("augment", self.augment, Augment, "an Augment")
         for name in ("refine", "self_support"):
             _checks.check_type(name, getattr(self, name), bool, "a bool")
         return self._replace(
-            batch_size=_integer("batch_size", self.batch_size, 1),
-            tile=_integer("tile", self.tile, SMALLEST_TILE),
+            presence_threshold=threshold,
+            batch_size=None
+            if self.batch_size is None
+            else as_integer("batch_size", self.batch_size, 1),
+            tile=None if self.tile is None else as_integer("tile", self.tile, SMALLEST_TILE),
         )
 
 
-def _integer(name: str, value: Any, least: int) -> int | None:
-    """Check an integer of Python or NumPy. None stays."""
-    if value is None:
-        return None
+def as_integer(name: str, value: Any, least: int) -> int:
+    """Return an integer of Python or NumPy as one of Python."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an int, got {value!r}")
     _checks.check_integer(name, int(value), least, 2**16)

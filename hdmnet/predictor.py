@@ -29,10 +29,10 @@ from hdmnet.classes import (
 )
 from hdmnet.explanation import Evidence
 from hdmnet.generalized import GeneralizedSegmentation
-from hdmnet.images import ImageLike, load_image, load_mask
+from hdmnet.images import ImageLike, load_image, load_mask, naming
 from hdmnet.nn import _checks
 from hdmnet.nn.backbone import FeaturePyramid
-from hdmnet.options import Options, PredictOptions
+from hdmnet.options import Options, PredictOptions, as_integer
 from hdmnet.output import Matches
 from hdmnet.preprocess import resize_image, resize_label
 from hdmnet.pseudo import Guess
@@ -120,13 +120,13 @@ class Predictor(nn.Module, ABC):
         encoded = self._encode_loaded(*self._load_supports(supports, masks))
         if negatives is None:
             return encoded
-        kinds = (list, tuple)
-        _checks.check_type("negatives", negatives, kinds, "a list of images or (image, mask)")
+        # A tuple at the top may be one pair that was meant to be in a list.
+        _checks.check_type("negatives", negatives, list, "a list of images or (image, mask)")
         if not negatives:
             return encoded
         directions = []
         for i, negative in enumerate(negatives):
-            with _naming(f"negative {i}: "):
+            with naming(f"negative {i}: "):
                 directions.append(self._encode_negative(negative, encoded))
         return replace(encoded, negatives=torch.stack(directions, dim=1))
 
@@ -140,7 +140,7 @@ class Predictor(nn.Module, ABC):
             )
         tensors, labels = [], []
         for i, (image, given) in enumerate(zip(images, mask_list, strict=True)):
-            with _naming(f"support {i}: " if len(images) > 1 else ""):
+            with naming(f"support {i}: " if len(images) > 1 else ""):
                 tensors.append(load_image(image))
                 labels.append(self._load_mask(given, tensors[i]))
             if not (labels[i] == 1).any():
@@ -275,6 +275,7 @@ class Predictor(nn.Module, ABC):
             >>> chosen = model.select_supports(images, masks, 5)
             >>> images, masks = [images[i] for i in chosen], [masks[i] for i in chosen]
         """
+        k = as_integer("k", k, 1)
         _checks.check_integer("k", k, 1, len(as_list(pool)))
         return [rating.index for rating in self.rate_supports(pool, masks)[:k]]
 
@@ -288,7 +289,7 @@ class Predictor(nn.Module, ABC):
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):
             pairs = self._match_images([image], groups, Options())[0]
             answers = [Segmentation.from_scores(m.scores, size).probability for m, _ in pairs]
-            compared.append(compare(torch.stack(answers), resize_label(label, size), i))
+            compared.append(compare(torch.stack(answers), resize_label(label.cpu(), size), i))
         correlations, easiness = zip(*compared, strict=True)
         return torch.stack(correlations), torch.stack(easiness)
 
@@ -512,14 +513,25 @@ class Predictor(nn.Module, ABC):
         supports: SupportSet | Mapping[str, SupportSet],
         options: Options,
     ) -> Iterator[Answer | OSError | TypeError | ValueError]:
-        """Yield the answer of each query, or the error of reading it."""
+        """Return an iterator of the answer of each query, or the error of reading it."""
         by_name = supports if isinstance(supports, Mapping) else {"novel": supports}
-        sets = list(by_name.values())
-        if several := [s for s in sets if len(s.prototypes) != 1]:
+        if several := [s for s in by_name.values() if len(s.prototypes) != 1]:
             raise ValueError(
                 f"a set holds {len(several[0].prototypes)} episodes: expected one for each class, "
                 "as encode_supports gives"
             )
+        return self._each_answer(queries, by_name, options, alone=supports is not by_name)
+
+    def _each_answer(
+        self,
+        queries: Iterable[ImageLike],
+        by_name: Mapping[str, SupportSet],
+        options: Options,
+        *,
+        alone: bool,
+    ) -> Iterator[Answer | OSError | TypeError | ValueError]:
+        """Yield the answers of `_answers`. With `alone`, the only class has no name."""
+        sets = list(by_name.values())
         competing = len(sets) > 1
         order, groups = group_by_shots(sets, options.batch_size or len(sets))
         at_once = 1 if competing else options.batch_size or 1
@@ -535,7 +547,7 @@ class Predictor(nn.Module, ABC):
                 answers = [
                     self._answer(*pair, image, options, competing=competing) for pair in pairs
                 ]
-                if supports is not by_name and not options.generalized:
+                if alone and not options.generalized:
                     yield answers[0]
                     continue
                 by_number = dict(zip(order, answers, strict=True))
@@ -613,6 +625,11 @@ class Predictor(nn.Module, ABC):
         scales = (options.augment or Augment()).scales
         sides = [round(scale * self.image_size) for scale in scales]
         if min(sides) < self.smallest_size:
+            if options.augment is None:
+                raise ValueError(
+                    f"image_size is {self.image_size}: expected at least {self.smallest_size}, the "
+                    "smallest images that this network takes"
+                )
             least = math.ceil(100 * self.smallest_size / self.image_size) / 100
             raise ValueError(
                 f"augment has the scale {min(scales)}: the network would see {min(sides)} pixels, "
@@ -665,18 +682,6 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-@contextmanager
-def _naming(what: str) -> Iterator[None]:
-    """Put `what` before the message of an error that says what is wrong with an input."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        if not what:
-            raise
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{what}{error}") from error
-
-
 def _load_or_error(query: ImageLike) -> Tensor | OSError | TypeError | ValueError:
     try:
         return load_image(query)
@@ -686,6 +691,6 @@ def _load_or_error(query: ImageLike) -> Tensor | OSError | TypeError | ValueErro
 
 def _raise_error(answer: Answer | OSError | TypeError | ValueError, what: str = "") -> Answer:
     if isinstance(answer, Exception):
-        with _naming(what):
+        with naming(what):
             raise answer
     return answer

@@ -207,6 +207,8 @@ class SupportSet:
         Example:
             >>> fish = SupportSet.load("fish.safetensors")
         """
+        if Path(path).is_dir():
+            raise ValueError(f"{path} is a folder: expected a file that SupportSet.save wrote")
         try:
             with safe_open(path, "pt", device=str(device)) as file:
                 about = json.loads((file.metadata() or {}).get("hdmnet", "{}"))
@@ -362,7 +364,8 @@ def _join_priors(parts: Sequence[PriorFeatures], dim: int) -> PriorFeatures:
 def _pad_prior(part: PriorFeatures, length: int) -> PriorFeatures:
     """Repeat a position up to `length`: one of the background, if a shot has any.
 
-    This changes no maximum, and no sum over the object.
+    This changes no maximum. It changes sums over the object only in a shot without background that
+    is joined to one of a larger grid: there, a position of the object counts several times.
     """
     least = part.norm.argmin(dim=2, keepdim=True)
     more = least.expand(-1, -1, length - part.norm.shape[2])

@@ -94,6 +94,8 @@ def test_seeds() -> None:
         (Points([(90, 50)]), r"Points has the point \(90, 50\), outside.*; are x and y swapped\?$"),
         (Points([(4, 4)], [(-1, 500)]), r"the point \(-1, 500\).*of that image$"),
         (Scribble([[(4, 4), (4, 100)]]), r"Scribble has the point \(4, 100\)"),
+        (Points([(9.2, 9.2)], [(9.7, 9.7)]), "Points: negative covers all of positive"),
+        (Scribble([[(4, 4), (9, 4)]], [[(2, 4), (12, 4)]]), "Scribble: negative covers all"),
     ],
 )
 def test_outside_of_the_image(model: HDMNet, annotation, message: str) -> None:

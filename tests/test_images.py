@@ -2,6 +2,7 @@
 
 import math
 import re
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,13 @@ class TestLoadImage:
         path = save(tmp_path / "image.jpg", stored, orientation, quality=95, subsampling=0)
         for source in (path, Image.open(path)):
             torch.testing.assert_close(load_image(source), chw(upright), rtol=0, atol=0.02)
+
+    def test_exif_that_cannot_be_written_again(self, tmp_path: Path) -> None:
+        tiff = b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", 2)
+        tiff += struct.pack("<HHIi", 0x0100, 9, 1, -5)  # a negative width
+        tiff += struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack("<I", 0)
+        Image.fromarray(RGB).save(tmp_path / "image.jpg", exif=b"Exif\0\0" + tiff, quality=95)
+        assert load_image(tmp_path / "image.jpg").shape[-2:] == RGB.shape[1::-1]
 
     @pytest.mark.parametrize("mode", ["RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"])
     def test_colour_modes(self, mode: str) -> None:

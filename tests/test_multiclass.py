@@ -2,6 +2,7 @@
 
 import json
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -138,9 +139,24 @@ class TestPredict:
             (labels, {}, "class_ids is empty"),
             (None, {"cat": 3}, "label maps as masks"),
             ([labels, labels], {"cat": 3}, "1 supports and 2 masks"),
+            (labels, {"cat": 255}, "'cat' the value 255, which means ignore"),
         ):
             with pytest.raises(ValueError, match=message):
                 model.predict(query, image, masks, class_ids=ids)
+        maps = [torch.zeros(SIZE).int(), labels[1:]]  # the first shows no cat
+        with pytest.raises(ValueError, match=r"^class 'cat', support 1: its label map is 99 x 80"):
+            model.predict(query, [image, image], maps, class_ids={"cat": 3})
+        images, masks = {"cat": image, "dog": image}, {"cat": labels, "dog": labels}
+        with pytest.raises(ValueError, match=r"got the classes \['cat', 'dog'\]"):
+            model.predict(query, images, masks, class_ids={"cat": 3})
+
+    def test_a_set_of_encode_beside_others(self, model: HDMNet, query: Image.Image) -> None:
+        image = picture(80, 100, seed=1)
+        given = model.encode_supports(image, box_mask((10, 20, 50, 60), SIZE))
+        own = replace(given, fingerprint=None)  # as `encode` returns it
+        for batch_size in (None, 1):
+            found = model.predict(query, {"a": given, "b": own}, batch_size=batch_size)
+            assert_same(found["a"].probability, found["b"].probability)
 
 
 def test_a_set_of_several_episodes_is_refused(model: HDMNet, query: Image.Image) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -232,6 +233,18 @@ class TestThreshold:
         with pytest.raises(ValueError, match="presence_threshold must be in"):
             model.predict(picture(), *support, presence_threshold=1.5)
 
+    def test_numbers_of_numpy(self, model: HDMNet, support: tuple) -> None:
+        found, expected = (
+            model.predict(picture(), *support, presence_threshold=x).probability
+            for x in (np.float32(0.5), 0.5)
+        )
+        assert torch.equal(found, expected)
+
+    @pytest.mark.parametrize(("threshold", "presence"), [(1.0, 0.3), (0.4, 1e-9), (0.4, 0.0)])
+    def test_sure_pixels_are_lowered_too(self, threshold: float, presence: float) -> None:
+        lowered = Presence(threshold=threshold).lower(torch.tensor([1.0, 0.5, 0.0]), presence)
+        assert ((lowered >= 0) & (lowered <= 0.01)).all()
+
     def test_of_an_answer_without_estimate(self) -> None:
         assert Segmentation(torch.tensor([[0.2, 0.7]])).presence == pytest.approx(0.7)
 
@@ -311,6 +324,8 @@ class TestNegatives:
     def test_must_be_a_list(self, model: HDMNet, support: tuple) -> None:
         with pytest.raises(TypeError, match="negatives must be a list of images"):
             model.predict(picture(), *support, negatives=picture())
+        with pytest.raises(TypeError, match="negatives must be a list of images"):
+            model.predict(picture(), *support, negatives=(picture(), torch.ones(60, 70)))
         plain = model.predict(picture(), *support)
         assert torch.equal(
             model.predict(picture(), *support, negatives=[]).probability, plain.probability

@@ -37,6 +37,10 @@ class TestFile:
         assert loaded.shots == 2
         assert torch.equal(probability(model, loaded), probability(model, supports))
 
+    def test_a_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="is a folder: expected a file"):
+            SupportSet.load(tmp_path)
+
     def test_of_another_model(self, model: HDMNet, tmp_path: Path) -> None:
         encode(model).save(tmp_path / "cat.safetensors")
         other = make(base_classes=model.config["base_classes"])

@@ -162,7 +162,7 @@ class Answers:
         return {"hash": self._hash, **self.settings}
 
     def _files(self, name: str) -> dict[str, Path]:
-        kinds = [kind for kind in ("png", "json") if kind in self.formats]
+        kinds: list[str] = [kind for kind in ("png", "json") if kind in self.formats]
         kinds += ["overlay"] if self.overlay else []
         return {kind: self._file(name, kind) for kind in kinds}
 

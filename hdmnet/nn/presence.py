@@ -222,7 +222,8 @@ class Presence(nn.Module):
         if presence >= threshold:
             return probability
         factor = presence * (1 - threshold) / (threshold * (1 - presence))
-        return probability * factor / (1 - probability * (1 - factor))
+        p = probability.clamp(max=1 - 1e-6)  # 1 would divide 0 by 0
+        return p * factor / (1 - p * (1 - factor))
 
     def mean(self, like: Tensor) -> Tensor:
         """Return μ (C,) for features (..., C), with their type and device."""
