@@ -179,9 +179,10 @@ class Visitor:
         """Return the program that the page writes. It is another one than before."""
         self.open_tab("Python")
         self.page.click("#python")
-        limit, program = time.monotonic() + ANSWERS / 1000, ""
-        while program in ("", self._program):
+        limit, program, before = time.monotonic() + ANSWERS / 1000, "", ""
+        while program in ("", self._program) or program != before:  # all of it, on a slow machine
             assert time.monotonic() < limit, "there is no new program"
+            before = program
             self.page.wait_for_timeout(200)
             lines = self.page.locator("#code .cm-line").all_inner_texts()
             program = "\n".join(line.replace("\xa0", " ") for line in lines).strip()
