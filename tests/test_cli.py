@@ -344,8 +344,9 @@ def test_links_that_go_round(photos: Path) -> None:
     (photos / "loop").symlink_to(photos)
     (photos / "more" / "back").symlink_to(photos)
     (photos / "a.png").symlink_to(photos / "a.jpg")
-    found = find_images([str(photos)])
-    assert [x.relative_to(photos).as_posix() for x in found] == ["a.jpg", "a.png", "more/b.v2.jpg"]
+    (photos / "same").symlink_to(photos / "more")
+    found = [path.relative_to(photos).as_posix() for path in find_images([str(photos)])]
+    assert found == ["a.jpg", "a.png", "more/b.v2.jpg", "same/b.v2.jpg"]
 
 
 def test_the_order_of_classes_counts(

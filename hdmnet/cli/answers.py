@@ -196,11 +196,11 @@ def digest(*parts: str | Path) -> str:
 
 def _source(query: Path) -> dict[str, Any]:
     """Tell an image from others of the same name."""
-    return _stamp(query) | {"content": digest(query)}
+    return _stamp(query) | {"content": digest(query) if query.exists() else ""}
 
 
 def _stamp(query: Path) -> dict[str, Any]:
-    if not query.exists():  # a broken link
+    if not query.exists():  # a broken link, or deleted since it was read
         return {"source": str(query.resolve()), "bytes": 0, "time": 0}
     about = query.stat()
     return {"source": str(query.resolve()), "bytes": about.st_size, "time": about.st_mtime_ns}

@@ -66,14 +66,13 @@ def _expand(text: str) -> Iterator[tuple[Path, Path]]:
 
 
 def _below(folder: Path) -> Iterator[str]:
-    """Yield the files of a folder and of its subfolders, each of these once: links may go round."""
-    seen = set()
+    """Yield the files of a folder and its subfolders, without links to a folder around them."""
+    around = {str(folder): {os.path.realpath(folder)}}
     for root, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
-        folders[:] = [] if real in seen else [x for x in folders if not x.startswith(".")]
-        if real not in seen:
-            yield from (os.path.join(root, file) for file in files if not file.startswith("."))
-        seen.add(real)
+        inside = {x: os.path.realpath(os.path.join(root, x)) for x in folders if x[0] != "."}
+        folders[:] = [x for x, real in inside.items() if real not in around[root]]
+        around |= {os.path.join(root, x): around[root] | {inside[x]} for x in folders}
+        yield from (os.path.join(root, file) for file in files if file[0] != ".")
 
 
 def _images(paths: Iterable[str]) -> list[Path]:

@@ -26,8 +26,8 @@ TOOLS = {
     "Point beside it": "not_point",
 }
 PAINTS = ("Paint", "Erase")
-STARTING = 60
-"""Seconds after which an upload that is empty is none: others are still on their way."""
+ABANDONED = 60
+"""Seconds after which an empty upload is a leftover. Before, it may still be on its way."""
 VISITS, QUERIES, SUPPORTS = 64, 50, 20
 """Most visits in memory, queries of a visit, and supports of a class."""
 
@@ -272,7 +272,7 @@ def discard(upload: str) -> None:
     for placeholder in folder.parent.glob("tmp*"):
         with suppress(FileNotFoundError):
             about = placeholder.stat()
-            if about.st_size == 0 and time.time() - about.st_mtime > STARTING:
+            if about.st_size == 0 and time.time() - about.st_mtime > ABANDONED:
                 placeholder.unlink()
 
 
