@@ -497,7 +497,7 @@ def test_two_visitors_see_their_own(
     assert sources[0] != sources[1]
     assert all(source.startswith("data:") for source in sources)
     folder = Path(os.environ["GRADIO_TEMP_DIR"])
-    assert not [path for path in folder.rglob("*") if path.is_file()]
+    assert not [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size]
     for context in contexts:
         context.close()
     limit = time.monotonic() + 60
