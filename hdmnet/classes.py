@@ -4,8 +4,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from itertools import islice
 from typing import Any, TypeAlias, TypeVar, cast, overload
 
-from torch import Tensor
-
 from hdmnet.annotations import Annotation
 from hdmnet.images import ImageLike, load_image, load_mask, naming
 from hdmnet.preprocess import IGNORE
@@ -127,24 +125,13 @@ def _encode_label_maps(
             with naming(f"class {name!r}, support {i}: "):
                 label = load_mask(label_map, label=number)
                 if (label == 1).any():
-                    shown.append(_of_size(image, label))
-                    labels.append(label)
+                    shown.append(load_image(image))
+                    height, width = shown[-1].shape[-2:]
+                    labels.append(load_mask(label, (height, width)))  # checks the size
         if not shown:
             raise ValueError(f"no mask has the value {number}, which class_ids gives {name!r}")
         sets[name] = encode(shown, labels, negatives.get(name))
     return sets
-
-
-def _of_size(image: ImageLike, label: Tensor) -> Tensor:
-    """Load an image, which must have the size of its label map."""
-    loaded = load_image(image)
-    if loaded.shape[-2:] != label.shape:
-        (height, width), (rows, columns) = loaded.shape[-2:], label.shape
-        raise ValueError(
-            f"its label map is {rows} x {columns} but its image is {height} x {width} (height x "
-            "width): resize the map to its image by nearest neighbour"
-        )
-    return loaded
 
 
 def _of_class(given: Any, name: str) -> Supports:

@@ -144,7 +144,7 @@ class TestPredict:
             with pytest.raises(ValueError, match=message):
                 model.predict(query, image, masks, class_ids=ids)
         maps = [torch.zeros(SIZE).int(), labels[1:]]  # the first shows no cat
-        with pytest.raises(ValueError, match=r"^class 'cat', support 1: its label map is 99 x 80"):
+        with pytest.raises(ValueError, match=r"^class 'cat', support 1: mask is 99 x 80 but its"):
             model.predict(query, [image, image], maps, class_ids={"cat": 3})
         images, masks = {"cat": image, "dog": image}, {"cat": labels, "dog": labels}
         with pytest.raises(ValueError, match=r"got the classes \['cat', 'dog'\]"):
