@@ -1,11 +1,15 @@
 """hdmnet inside other tools, with the real packages of these tools."""
 
+import atexit
 import json
 import logging
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
+from subprocess import DEVNULL, Popen
 from threading import Thread
 from typing import Any
 from urllib.error import HTTPError
@@ -41,14 +45,42 @@ def sets(model: HDMNet) -> dict[str, SupportSet]:
 
 
 class TestFiftyOne:
-    """On a dataset in FiftyOne's own database."""
+    """On a dataset in a MongoDB of FiftyOne's package."""
+
+    @pytest.fixture(scope="class")
+    def fiftyone(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+        """FiftyOne with an empty database.
+
+        It would start one itself, but in the home directory, and it gives up after a minute, which
+        a busy machine can take.
+        """
+        package = find_spec("fiftyone")
+        if package is None or package.origin is None:
+            pytest.skip("needs hdmnet[fiftyone]")
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = str(free.getsockname()[1])
+        folder = tmp_path_factory.mktemp("mongodb")
+        program = [Path(package.origin).parent / "db" / "bin" / "mongod", "--nounixsocket"]
+        program += ["--dbpath", folder, "--port", port, "--bind_ip", "127.0.0.1"]
+        database = Popen(program, stdout=DEVNULL)
+        # Not before: FiftyOne uses it once more when Python ends. Python calls the last one first.
+        atexit.register(database.terminate)
+        import pymongo
+
+        address = f"mongodb://127.0.0.1:{port}"
+        with pymongo.MongoClient(address, serverSelectionTimeoutMS=300_000) as client:
+            client.admin.command("ping")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("FIFTYONE_DATABASE_URI", address)
+            patch.setenv("FIFTYONE_DO_NOT_TRACK", "1")
+            import fiftyone
+
+            yield fiftyone
 
     @pytest.fixture
-    def dataset(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-        fo = pytest.importorskip("fiftyone", reason="needs hdmnet[fiftyone]")
-        monkeypatch.setenv("FIFTYONE_DO_NOT_TRACK", "1")
-        dataset = fo.Dataset()
-        dataset.add_samples([fo.Sample(filepath=str(path)) for path in QUERIES])
+    def dataset(self, fiftyone: Any) -> Iterator[Any]:
+        dataset = fiftyone.Dataset()
+        dataset.add_samples([fiftyone.Sample(filepath=str(path)) for path in QUERIES])
         yield dataset
         dataset.delete()
 
