@@ -33,17 +33,18 @@ _TURNS = {
 """What makes an image of each EXIF orientation upright."""
 
 
-def load_image(image: ImageLike) -> Tensor:
+def load_image(image: ImageLike, *, upright: bool = True) -> Tensor:
     """Turn an image into an RGB tensor, without normalisation by mean and std.
 
-    Files and PIL images are turned upright by their EXIF orientation. An animated file gives its
-    first frame. Grey becomes RGB, and alpha is ignored.
+    An animated file gives its first frame. Grey becomes RGB, and alpha is ignored.
 
     Args:
         image: A path, a PIL image, an array (H, W, C) or (H, W), or a tensor (C, H, W) or (H, W).
             C is 1, 3 or 4: grey, RGB or RGBA. Arrays and tensors are uint8 in 0 to 255 or uint16 in
             0 to 65535; tensors may also be floating point in [0, 1]. PIL images of 16 bits span 0
             to 65535.
+        upright: Turn files and PIL images by their EXIF orientation. False: leave the pixels as
+            they are stored.
 
     Returns:
         (3, H, W) float32 in [0, 1], in new memory. A tensor stays on its device.
@@ -63,7 +64,7 @@ def load_image(image: ImageLike) -> Tensor:
             f"{name} is a {image.dtype} array: expected (H, W, C) uint8; "
             "pass floats as a (C, H, W) tensor with values in [0, 1]"
         )
-    pixels = _read(image, name, _image_pixels, channels=(1, 3, 4))[:3]
+    pixels = _read(image, name, _image_pixels, channels=(1, 3, 4), upright=upright)[:3]
     scale = _FULL_SCALE.get(pixels.dtype)
     if scale is None and not pixels.is_floating_point():
         raise TypeError(
@@ -191,13 +192,14 @@ def _read(
     name: str,
     unpack: Callable[[Image.Image, str], NDArray[Any]],
     channels: tuple[int, ...],
+    upright: bool = True,
 ) -> Tensor:
     """Turn any source into a tensor (C, H, W), with its dtype and values."""
     if isinstance(source, Image.Image):
-        source = unpack(_upright(source, name), name)
+        source = unpack(_decode(source, name, upright), name)
     elif isinstance(source, str | os.PathLike):
         with open(source, "rb") as file:
-            source = unpack(_upright(file, name), name)
+            source = unpack(_decode(file, name, upright), name)
 
     if isinstance(source, np.ndarray):
         # torch refuses negative strides and foreign byte orders, and warns about read-only memory
@@ -235,12 +237,13 @@ def _hint(source: object) -> str:
     return "; model.pseudo_mask(image, annotation) makes a mask of it" if is_annotation else ""
 
 
-def _upright(source: Image.Image | IO[bytes], name: str) -> Image.Image:
+def _decode(source: Image.Image | IO[bytes], name: str, upright: bool) -> Image.Image:
     try:
         image = source if isinstance(source, Image.Image) else open_image(source)
         image.load()
         # Not by ImageOps.exif_transpose: it writes the other tags again, and fails at odd ones.
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        stored = image.getexif().get(ExifTags.Base.Orientation, 1)
+        turn = _TURNS.get(stored) if upright else None
         return image.copy() if turn is None else image.transpose(turn)
     except UnidentifiedImageError as error:
         raise ValueError(

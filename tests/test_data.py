@@ -1,6 +1,7 @@
 """Readers of the benchmarks, the published rules of episodes, and the items of datasets."""
 
 import json
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -194,6 +195,59 @@ def test_crowds(tmp_path: Path, crowd: str, value: int) -> None:
     expected = trees.boxes_label(SIZE, {LARGE: 9, SMALL: 1}).astype(np.int32)
     expected[expected == 9] = value
     assert np.array_equal(source.label(2), expected)
+
+
+@pytest.mark.parametrize("area", ["missing", None, 0])
+def test_coco_without_areas(tmp_path: Path, area: object) -> None:
+    images, path = make_coco(tmp_path)
+    table = json.loads(path.read_text())
+    for annotation in table["annotations"]:
+        annotation["area"] = area
+        if area == "missing":
+            del annotation["area"]
+    path.write_text(json.dumps(table))
+    assert np.array_equal(
+        CocoInstances(images, path).label(0), trees.boxes_label(SIZE, {LARGE: 1, SMALL: 3})
+    )
+
+
+def test_coco_segmentations(tmp_path: Path) -> None:
+    images, path = make_coco(tmp_path)
+    table = json.loads(path.read_text())
+    (small, *_) = trees.polygon(SMALL)
+    line = [5.0, 5.0, 9.0, 9.0]
+    expected = trees.boxes_label(SIZE, {SMALL: 3})
+    for segmentation in ([line, small], [small, line], [small, []]):
+        one = table["annotations"][0] | {"segmentation": segmentation}
+        path.write_text(json.dumps(table | {"annotations": [one]}))
+        assert np.array_equal(CocoInstances(images, path).label(0), expected)
+    for nothing in ([line], [[]]):
+        one = table["annotations"][0] | {"segmentation": nothing}
+        path.write_text(json.dumps(table | {"annotations": [one]}))
+        assert not CocoInstances(images, path).label(0).any()
+    for segmentation, cause in (
+        ({"size": [9, 9], "counts": [81]}, r"its size is \[9, 9\]"),
+        ({"size": [*SIZE]}, "KeyError"),
+        ([["a"] * 6], "Error"),
+    ):
+        one = table["annotations"][0] | {"segmentation": segmentation}
+        path.write_text(json.dumps(table | {"annotations": [one]}))
+        with pytest.raises(ValueError, match=rf"'dog' in a\.jpg .*{cause}.* RLE of 50 x 70"):
+            CocoInstances(images, path).label(0)
+
+
+def test_coco_of_sixteen_bits(tmp_path: Path) -> None:
+    images, path = make_coco(tmp_path)
+    pixels = np.linspace(0, 65535, SIZE[0] * SIZE[1]).reshape(SIZE).astype(np.uint16)
+    Image.fromarray(pixels).save(images / "a.jpg", format="PNG")
+    expected = load_image(images / "a.jpg")
+    assert 0.4 < expected.mean() < 0.6
+    assert torch.equal(CocoInstances(images, path).image(0), expected)
+
+
+def test_coco_goes_to_spawned_workers(tmp_path: Path) -> None:
+    source = CocoInstances(*make_coco(tmp_path))
+    assert np.array_equal(pickle.loads(pickle.dumps(source)).label(0), source.label(0))
 
 
 def test_coco_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

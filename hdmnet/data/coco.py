@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hdmnet.data.source import VOID, LabelledImages, read_pixels, require_files
+from hdmnet.data.source import VOID, LabelledImages, require_files
 from hdmnet.images import load_image
 
 CROWDS = ("ignore", "class", "background")
@@ -20,9 +19,9 @@ class CocoInstances(LabelledImages):
     """Images and labels of COCO, from a JSON file of instances.
 
     Where instances overlap, the smaller one gives the label, because more often it is the one in
-    front. Images are not turned by their EXIF orientation, because the JSON describes the pixels
-    as they are stored. A JSON that hdmnet wrote says in its `info` that it describes upright
-    images: there, they are turned.
+    front. An instance without `area` is as large as its segmentation. Images are not turned by
+    their EXIF orientation, because the JSON describes the pixels as they are stored. A JSON that
+    hdmnet wrote says in its `info` that it describes upright images: there, they are turned.
 
     Args:
         images: Folder of the images, such as `val2014`.
@@ -38,6 +37,7 @@ class CocoInstances(LabelledImages):
         ImportError: If pycocotools is not installed.
         ValueError: If `crowd` has another value, or the JSON is damaged or lists no images; or if
             an instance has no segmentation, or a category or image that the JSON does not list.
+            `label` raises it if a segmentation cannot be read or has another size than its image.
 
     Example:
         >>> source = CocoInstances("val2014", "annotations/instances_val2014.json")
@@ -52,14 +52,14 @@ class CocoInstances(LabelledImages):
         crowd: Literal["ignore", "class", "background"] = "ignore",
     ) -> None:
         try:
-            import pycocotools.mask
+            import pycocotools.mask  # noqa: F401
         except ImportError as error:
             raise ImportError(
                 "COCO needs pycocotools: pip install 'hdmnet[eval]', or '.[eval]' in a clone"
             ) from error
         if crowd not in CROWDS:
             raise ValueError(f"crowd must be one of {CROWDS}, got {crowd!r}")
-        self._rle, self._crowd = pycocotools.mask, crowd
+        self._crowd = crowd
         path = Path(annotations)
         require_files([path], "COCO")
         try:
@@ -74,11 +74,12 @@ class CocoInstances(LabelledImages):
             self._upright = isinstance(info, dict) and info.get("upright") is True
             instances: dict[Any, list[Any]] = {image["id"]: [] for image in listed}
             annotated = [
-                (a["id"], a["image_id"], a["category_id"], a) for a in table["annotations"]
+                (a["id"], a["image_id"], a["category_id"], float(a.get("area") or 0), a)
+                for a in table["annotations"]
             ]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not a COCO file of instances: {error!r}") from error
-        for number, image, category, annotation in annotated:
+        for number, image, category, area, annotation in annotated:
             for what, known in (
                 ("no segmentation: a box is not enough", annotation.get("segmentation")),
                 (f"category {category}, which is not listed", category in label_of),
@@ -86,9 +87,8 @@ class CocoInstances(LabelledImages):
             ):
                 if not known:
                     raise ValueError(f"{path}: annotation {number} has {what}")
-            depth = bool(annotation.get("iscrowd")), float(annotation.get("area", 0))
-            one = *depth, label_of[category], annotation["segmentation"]
-            instances[image].append(one)
+            depth = bool(annotation.get("iscrowd")), area
+            instances[image].append((*depth, label_of[category], annotation["segmentation"]))
         # One bytes object: every worker that reads millions of small objects would copy them.
         texts = [json.dumps(instances[image["id"]]).encode() for image in listed]
         self._ends = np.cumsum([0, *map(len, texts)])
@@ -99,28 +99,44 @@ class CocoInstances(LabelledImages):
 
     def image(self, index: int) -> Tensor:
         """See `LabelledImages.image`."""
-        if self._upright:
-            return load_image(self.files[index])
-        return load_image(torch.from_numpy(read_pixels(self.files[index], "RGB")).permute(2, 0, 1))
+        return load_image(self.files[index], upright=self._upright)
 
     def label(self, index: int) -> NDArray[np.int32]:
         """See `LabelledImages.label`."""
-        label = np.zeros(self._sizes[index], np.int32)
+        from pycocotools import mask as rle
+
+        size = self._sizes[index]
         text = self._instances[self._ends[index] : self._ends[index + 1]]
+        label = np.zeros(size, np.int32)
+        instances = []
+        for crowd, area, value, segmentation in json.loads(text):
+            try:
+                coded = _encode(segmentation, size)
+                instances.append((crowd, area or float(rle.area(coded)), value, coded))
+            except Exception as error:  # pycocotools raises many kinds
+                raise ValueError(
+                    f"a segmentation of {self.classes[value - 1]!r} in {self.ids[index]} cannot be "
+                    f"read ({error!r}): expected polygons, or RLE of {size[0]} x {size[1]} (height "
+                    "x width)"
+                ) from error
         # Crowds first: the outline of an instance is more exact than the crowd around it.
-        for crowd, _, value, segmentation in sorted(
-            json.loads(text), key=lambda one: (not one[0], -one[1])
-        ):
+        for crowd, _, value, coded in sorted(instances, key=lambda one: (not one[0], -one[1])):
             if crowd and self._crowd != "class":
                 value = VOID if self._crowd == "ignore" else 0
-            label[self._decode(segmentation, self._sizes[index])] = value
+            label[rle.decode(coded) > 0] = value
         return label
 
-    def _decode(self, segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_]:
-        """Turn polygons, or RLE (a list of numbers or compressed), into a mask (H, W)."""
-        coded = segmentation
-        if isinstance(segmentation, list):
-            coded = self._rle.merge(self._rle.frPyObjects(segmentation, *size))
-        elif isinstance(segmentation["counts"], list):
-            coded = self._rle.frPyObjects(segmentation, *size)
-        return np.asarray(self._rle.decode(coded)) > 0
+
+def _encode(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
+    """Turn polygons, or RLE (a list of numbers or compressed), into compressed RLE."""
+    from pycocotools import mask as rle
+
+    if isinstance(segmentation, list):
+        polygons = [one for one in segmentation if len(one) >= 6]  # two points have no area
+        coded = rle.merge(rle.frPyObjects(polygons, *size)) if polygons else None
+        return coded or rle.encode(np.zeros(size, np.uint8, order="F"))
+    if list(segmentation["size"]) != list(size):
+        raise ValueError(f"its size is {segmentation['size']}")
+    if isinstance(segmentation["counts"], list):
+        return rle.frPyObjects(segmentation, *size)
+    return segmentation
