@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 def train(args: Namespace) -> None:
     """Train, and measure the held-out classes every `--every` steps."""
     accelerator = Accelerator(mixed_precision="bf16" if args.bf16 else "no")
+    world = accelerator.num_processes
+    if args.batch % world:
+        raise SystemExit(f"--batch must be a multiple of {world} (processes), got {args.batch}")
     set_seed(0)
     with accelerator.main_process_first():
         pictures, held_out = open_pictures(args)
@@ -33,9 +36,7 @@ def train(args: Namespace) -> None:
     length = args.steps * args.batch
     episodes = EpisodeSampler(pictures, length=length, min_area=1, order="balanced")
     transform = TrainTransform(args.size, mean=network.backbone.mean, std=network.backbone.std)
-    loader = DataLoader(
-        EpisodeDataset(episodes, transform), args.batch // accelerator.num_processes
-    )
+    loader = DataLoader(EpisodeDataset(episodes, transform), args.batch // world)
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimiser, args.steps, power=0.9)
     model, optimiser, loader = accelerator.prepare(network, optimiser, loader)
     loss_of = EpisodeLoss()

@@ -35,6 +35,8 @@ class FewShotModule(lightning.LightningModule):
         self.model = HDMNet.from_pretrained(model).freeze_backbone().train()
         self.loss_of = EpisodeLoss()
         self.held_out = FewShotIoU(classes)
+        mean, std = self.model.backbone.mean, self.model.backbone.std
+        self.resizing = EvalTransform(self.model.image_size, mean=mean, std=std, keep_ratio=False)
 
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:
         """Compute the loss of a batch of episodes."""
@@ -45,10 +47,11 @@ class FewShotModule(lightning.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor]) -> None:
         """Add one held-out episode to the metric."""
-        output = self.model(batch["query"], batch["supports"], batch["masks"])
-        self.held_out.update(
-            _at_size(output.final, batch["target"]), batch["target"], batch["label"]
-        )
+        encoded = self.model.encode(batch["supports"], batch["masks"])
+        scores = self.model.scores(batch["query"], encoded)  # as in `predict`: calibrated
+        target = batch["target"]
+        masks = self.resizing.restore(scores, target.shape[-2:]).argmax(dim=1)
+        self.held_out.update(masks, target, batch["label"])
 
     def on_validation_epoch_end(self) -> None:
         """Log mIoU, except in Lightning's sanity check, which sees only a few classes."""
@@ -63,12 +66,6 @@ class FewShotModule(lightning.LightningModule):
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.PolynomialLR(optimiser, steps, power=0.9)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def _at_size(scores: Tensor, target: Tensor) -> Tensor:
-    """Resize the scores to the size of the target, and return the masks."""
-    size = (target.shape[-2], target.shape[-1])
-    return torch.nn.functional.interpolate(scores, size, mode="bilinear").argmax(dim=1)
 
 
 def main() -> None:
@@ -86,13 +83,11 @@ def main() -> None:
         EpisodeSampler(train, length=args.steps * args.batch, **common),
         TrainTransform(args.size, mean=mean, std=std),
     )
-    held_out = EpisodeDataset(
-        EpisodeSampler(test, length=args.episodes, **common),
-        EvalTransform(module.model.image_size, mean=mean, std=std, keep_ratio=False),
-    )
+    held_out = EpisodeDataset(EpisodeSampler(test, length=args.episodes, **common), module.resizing)
     trainer = lightning.Trainer(
         default_root_dir=args.run,
         max_epochs=1,
+        devices=1,  # with several, --batch and --every would count for each of them
         val_check_interval=min(args.every, args.steps),
         logger=CSVLogger(args.run, name="log"),
         log_every_n_steps=10,

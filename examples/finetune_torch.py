@@ -43,14 +43,12 @@ def train(args: Namespace) -> None:
 
     model = HDMNet.from_pretrained(args.model).freeze_backbone().to(device)
     optimiser = torch.optim.AdamW(model.param_groups(args.lr), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.PolynomialLR(optimiser, args.steps, power=0.9)
     loss_of, start, curve = EpisodeLoss(), 0, []
     state_file = args.run / "state.pt"
     if args.resume:
-        state = torch.load(state_file, weights_only=True)
+        state = torch.load(state_file, map_location="cpu", weights_only=True)
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
-        schedule.load_state_dict(state["schedule"])
         start, curve = state["step"], state["curve"]
         torch.manual_seed(rank + world * start)
         if main:
@@ -58,6 +56,10 @@ def train(args: Namespace) -> None:
             torch.cuda.set_rng_state_all(state["cuda_rng"])
     elif main:
         curve.append((0, measure(model, held_out, episodes=args.episodes)))
+    # Not PolynomialLR: it would go on with the --steps of the run that is resumed.
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: max(1 - step / args.steps, 0) ** 0.9, last_epoch=start - 1
+    )
 
     # All classes of `pictures` are base classes: `base_class` keeps the target out of the base map.
     base = model.config["base_classes"]
@@ -93,7 +95,6 @@ def train(args: Namespace) -> None:
             state = {
                 "model": model.state_dict(),
                 "optimiser": optimiser.state_dict(),
-                "schedule": schedule.state_dict(),
                 "rng": torch.get_rng_state(),
                 "cuda_rng": torch.cuda.get_rng_state_all(),  # an empty list without CUDA
                 "step": step,

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from hdmnet import HDMNet, Segmentation, load_mask
 from hdmnet.data import VOID, EpisodeSampler, LabelledImages, MaskFolders, PascalVOC
+from hdmnet.data.episodes import MIN_AREA
 from hdmnet.preprocess import IGNORE, resize_image
 
 logger = logging.getLogger(__name__)
@@ -68,11 +69,18 @@ def answers(
     shots: int,
     episodes: int,
     seed: int,
+    min_area: int = MIN_AREA,
 ) -> Iterator[Answered]:
     """Answer two queries of each episode, with its first support and with all supports."""
     areas, rng = source.areas(), np.random.default_rng(seed)
     sampler = EpisodeSampler(
-        source, classes, shots=shots, length=episodes, seed=seed, order="balanced"
+        source,
+        classes,
+        shots=shots,
+        length=episodes,
+        seed=seed,
+        min_area=min_area,
+        order="balanced",
     )
     for query, supports, label in tqdm(sampler, "episodes"):
         without = [i for i in range(len(source)) if label not in areas[i]]
@@ -183,6 +191,7 @@ def main() -> None:
 
     model = HDMNet.from_pretrained(args.model)
     drawn = {"shots": args.shots, "episodes": args.episodes, "seed": args.seed}
+    drawn["min_area"] = MIN_AREA if pascal else 1  # as `hdmnet evaluate`
     presence = fit_presence(model, source, labels_of(args.fit, source), **drawn)
     fitted = with_options(model, presence=presence)
     tested = labels_of(args.test or args.fit, source)

@@ -3,9 +3,8 @@
     python examples/label_with_ray.py IMAGES CLASS.safetensors OUT
 
 `model.encode_supports(...).save(path)` writes CLASS.safetensors. The mask of IMAGES/a/b.jpg is
-OUT/a/b.jpg.png. A second run skips images that have a mask, and images that OUT/errors.jsonl lists
-as unreadable (delete a line to try that image again). If RAY_ADDRESS names a cluster, its nodes
-need hdmnet, and IMAGES and OUT under the same paths.
+OUT/a/b.jpg.png. A second run skips images with a mask, and those that OUT/errors.jsonl lists as
+unreadable (delete a line to try again). The nodes of RAY_ADDRESS need hdmnet, IMAGES and OUT.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ except ImportError as error:
     raise SystemExit(f"{error}: pip install '.[ray]'") from error
 
 logger = logging.getLogger(__name__)
-
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
@@ -97,6 +95,8 @@ def main() -> None:
     if supports.fingerprint != model.fingerprint():
         parser.error(f"{args.supports} was encoded by another model: pass its --model")
     args.images, args.out = args.images.resolve(strict=True), args.out.resolve()
+    if args.images.is_relative_to(args.out):
+        parser.error(f"{args.out} holds IMAGES: give the masks a folder of their own")
     args.out.mkdir(parents=True, exist_ok=True)
     names = list(find_images(args.images, args.out))
     start, count = time.perf_counter(), Counter[str]()

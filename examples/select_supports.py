@@ -77,7 +77,8 @@ def main() -> None:
         numbers.append(number)
     for name, counts in scores.items():
         sums = {
-            c: sum(x.sum(0) for x, i in zip(counts, numbers, strict=True) if i == c) for c in shown
+            c: sum(x.sum(0) for x, i in zip(counts, numbers, strict=True) if i == c)
+            for c in set(numbers)
         }
         print(f"{name}: class mIoU {np.mean([a / b for a, b in sums.values()]):.3f}")
     ious = [[(x[:, 0] / x[:, 1]).mean() for x in counts] for counts in scores.values()]

@@ -177,6 +177,7 @@ def boundary_region(mask: Tensor, ratio: float = 0.02) -> Tensor:
 
     Example:
         >>> metric = FewShotIoU(["cat"])
+        >>> mask = mask.masked_fill(target == 255, 0)  # else it has another outline there
         >>> metric.update(boundary_region(mask), boundary_region(target), label)
 
     Source: Cheng et al., Boundary IoU (arXiv 2103.16562).

@@ -723,6 +723,14 @@ def test_lists(tmp_path: Path) -> None:
         EpisodeList(source, [*drawn, *EpisodeSampler(source)])
     with pytest.raises(ValueError, match="its own support"):
         EpisodeList(source, [Episode(2, (0, 2), 1)])
+    with pytest.raises(ValueError, match="no episodes"):
+        EpisodeList(source, [])
+    for wrong, hint in (
+        (Episode(0, (-1,), 1), r"images 0 to \d+, got -1"),
+        (Episode(0, (1,), 0), r"classes 1 to \d+, got 0"),
+    ):
+        with pytest.raises(ValueError, match=f"the source has the {hint}"):
+            EpisodeList(source, [wrong])
     wider = EpisodeList(source, drawn, (1, 2, 5))
     wider.save(path)
     assert EpisodeList.load(path, source).classes == wider.classes == (1, 2, 5)
@@ -814,6 +822,14 @@ def test_base_items(tmp_path: Path) -> None:
         BaseDataset(source, range(1, 256), EvalTransform(64))
 
 
+def test_base_windows_hold_any_class(tmp_path: Path) -> None:
+    small = trees.boxes_label((200, 200), {(160, 20, 170, 30): 2})
+    dataset = BaseDataset(Drawn(tmp_path, [small]), (1, 2), TrainTransform(40))
+    for epoch in range(8):
+        dataset.set_epoch(epoch)
+        assert (dataset[0]["target"] == 2).any()
+
+
 # Transforms
 
 
@@ -834,6 +850,15 @@ def test_images_and_labels_move_alike(size: int) -> None:
         wrong = ((moved[0] > 0.5) != (target == 1)) & (target != 255)
         assert wrong.sum() <= 0.1 * (target == 1).sum() + 8
     assert size < 150 or (target == 255).any()
+
+
+def test_objects_are_not_turned_out_of_the_image() -> None:
+    corner = torch.from_numpy(trees.boxes_label((150, 200), {(0, 0, 9, 9): 1}))
+    transform = TrainTransform(100)
+    torch.manual_seed(0)
+    for _ in range(20):
+        _, target = transform.query(torch.rand(3, 150, 200), corner)
+        assert (target == 1).any()
 
 
 def test_windows_without_an_object() -> None:

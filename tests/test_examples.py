@@ -1,5 +1,6 @@
 """The examples, as a user would run them, the training ones for a few steps."""
 
+import csv
 import json
 import os
 import runpy
@@ -115,9 +116,12 @@ def test_torchrun(particles: Path, small: list[str], tmp_path: Path) -> None:
     options = [*small, "--every", "1", "--batch", "2"]
     start("finetune_torch", particles, tmp_path, *options, "--steps", "2", processes=2)
     assert [step for step, _ in read_curve(tmp_path)] == [0, 1, 2]
+    assert moved(tmp_path / "model")
+    before = HDMNet.from_pretrained(tmp_path / "model").state_dict()
     start("finetune_torch", particles, tmp_path, *options, "--steps", "3", "--resume", processes=2)
     assert [step for step, _ in read_curve(tmp_path)] == [0, 1, 2, 3]
-    assert moved(tmp_path / "model")
+    after = HDMNet.from_pretrained(tmp_path / "model").state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
 def moved(model: Path) -> bool:
@@ -130,12 +134,23 @@ def moved(model: Path) -> bool:
     return all(not torch.equal(before[name], after[name]) for name in weights)
 
 
-def test_lightning(particles: Path, small: list[str], tmp_path: Path) -> None:
+def test_lightning(
+    particles: Path, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = [*small, "--steps", "2", "--every", "1", "--batch", "2"]
     start("finetune_lightning", particles, tmp_path, *options)
     assert moved(tmp_path / "model")
-    log = next(tmp_path.glob("log/*/metrics.csv")).read_text()
-    assert "held_out/mIoU" in log
+    (log,) = tmp_path.glob("log/*/metrics.csv")
+    with log.open() as file:
+        logged = [row["held_out/mIoU"] for row in csv.DictReader(file)]
+    first = next(float(score) for score in logged if score)  # before training
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    from particles import measure, open_split  # as the other examples measure
+
+    model = HDMNet.from_pretrained(small[-1])
+    assert first == pytest.approx(
+        measure(model, open_split(particles, "test"), episodes=1), abs=1e-3
+    )
 
 
 def test_accelerate(particles: Path, small: list[str], tmp_path: Path) -> None:

@@ -7,11 +7,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from hdmnet.cli.options import model_options
 
 DATA = ("pascal", "coco", "fss", "json", "folders")
 PATH = click.Path(exists=True, path_type=Path)
+DRAWN = ("classes", "shots", "episodes", "seed", "order", "query_class", "min_area", "pairs")
+"""What says how episodes are drawn, which a list of episodes already says."""
 
 
 @click.command(
@@ -108,15 +111,19 @@ def evaluate(**given: Any) -> None:
     args = SimpleNamespace(**given)
     if args.data == "json" and args.annotations is None:
         raise click.UsageError("json needs --annotations")
-    if args.classes and args.load:
-        raise click.UsageError("--load says which classes are scored: leave out --class")
-    if args.pairs and args.load:
-        raise click.UsageError("got --pairs and --load: expected one of them")
     # The papers have their own rules. Other data is scored with all classes alike, as by `predict`.
     published = args.data in ("pascal", "coco")
     args.order = args.order or ("list" if published else "balanced")
     args.min_area = args.min_area or (2048 if published else 1)
     args.resize = args.resize or ("pad" if published else "stretch")
+    if args.load:
+        context = click.get_current_context()
+        for option in context.command.params:
+            if option.name not in DRAWN:
+                continue
+            if context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE:
+                raise click.UsageError(f"--load names the episodes: leave out {option.opts[0]}")
+            setattr(args, option.name, None)
     from hdmnet.cli import scoring
 
     scoring.run(args)

@@ -1,6 +1,7 @@
 """Score a model on episodes, in one process or in several: the work of `hdmnet evaluate`."""
 
 import json
+import math
 import os
 import pkgutil
 import sys
@@ -73,6 +74,11 @@ def choose_classes(
 def choose_episodes(args: SimpleNamespace) -> EpisodeList:
     """Load the episodes of `--load`, or draw them from `--pairs` or by the rules."""
     source, fold = open_source(args)
+    if args.load:
+        episodes = EpisodeList.load(args.load, source)
+        if fold and not set(episodes.classes) <= set(fold):
+            raise click.UsageError(f"{args.load} lists classes that are not in fold {args.fold}")
+        return episodes
     classes = choose_classes(source, args.classes, fold)
     if args.pairs:
         seed, shots, length = args.seed, args.shots, args.episodes
@@ -82,8 +88,6 @@ def choose_episodes(args: SimpleNamespace) -> EpisodeList:
             raise click.UsageError(f"{args.pairs} lists classes that are not {asked}")
         return EpisodeList(source, pairs, classes)
     source.areas(args.cache)
-    if args.load:
-        return EpisodeList.load(args.load, source)
     sampler = EpisodeSampler(
         source,
         classes,
@@ -208,7 +212,8 @@ def write(
         "episodes": len(episodes),
         "shots": episodes.shots,
         "arguments": how,
-        "scores": scores,
+        # JSON has no NaN: the score of a class without an episode is null.
+        "scores": {k: None if math.isnan(v) else v for k, v in scores.items()},
     }
     for name, text in (
         ("results.json", json.dumps(results, indent=1)),

@@ -170,7 +170,9 @@ class BaseDataset(_Seeded):
         with self._numbered(index):
             position = self._images[index]
             image, label = _read(self._source, position)
-            image, target = self._transform.query(image, _base_label(label, self._classes))
+            target = _base_label(label, self._classes)
+            shown = ((target > 0) & (target < IGNORE)).byte()
+            image, _, target = self._transform.query(image, shown, target)
         return {"image": image, "target": target}
 
 

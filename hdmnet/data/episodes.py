@@ -166,7 +166,7 @@ class EpisodeList(Sequence[Episode]):
 
     Raises:
         ValueError: If there are no episodes, they differ in their number of shots or have no
-            supports, or a query is its own support.
+            supports, a query is its own support, or the source has no such image or class.
 
     Example:
         >>> episodes = EpisodeList(source, sampler, sampler.classes)
@@ -183,6 +183,17 @@ class EpisodeList(Sequence[Episode]):
         self._episodes = tuple(episodes)
         asked = {episode.label for episode in self._episodes}
         self.classes = tuple(sorted(asked.union(() if classes is None else classes)))
+        if not self._episodes:
+            raise ValueError("there are no episodes: expected at least one")
+        images = {i for query, supports, _ in self._episodes for i in (query, *supports)}
+        for what, numbers, known in (
+            ("images", images, range(len(source))),
+            ("classes", set(self.classes), range(1, len(source.classes) + 1)),
+        ):
+            if wrong := sorted(numbers - set(known)):
+                raise ValueError(
+                    f"the source has the {what} {known.start} to {known.stop - 1}, got {wrong[0]}"
+                )
         if any(query in supports for query, supports, _ in self._episodes):
             raise ValueError("a query is its own support: expected other images")
         shots = {len(episode.supports) for episode in self._episodes}

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hdmnet._formats import SUFFIXES
 from hdmnet.data.folds import PASCAL_CLASSES
 from hdmnet.data.source import VOID, LabelledImages, read_pixels, require_files
 
@@ -54,7 +55,8 @@ class PascalVOC(LabelledImages):
         if not listed.is_file():
             raise FileNotFoundError(f"there is neither a list {named} nor a file {split}")
         lines = listed.read_text(encoding="utf-8").splitlines()
-        ids = [Path(line.split()[0]).stem for line in lines if line.strip()]
+        named_files = [Path(line.split()[0]) for line in lines if line.strip()]
+        ids = [file.stem if file.suffix.lower() in SUFFIXES else file.name for file in named_files]
         images = [self.root / "JPEGImages" / f"{name}.jpg" for name in ids]
         self._labels = [self.root / labels / f"{name}.png" for name in ids]
         require_files([*images, *self._labels], "PASCAL VOC")

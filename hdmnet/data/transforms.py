@@ -21,6 +21,8 @@ except ImportError as error:
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+TRIES = 10
+"""To draw an augmentation that keeps the object."""
 
 
 class Transform(Protocol):
@@ -42,7 +44,8 @@ class TrainTransform:
 
     Scales, rotates, blurs and mirrors at random, then crops a random window. Outside the image, the
     window has the mean colour and the label 255. If the first label has an object, the window holds
-    a part of it, because an episode without an object teaches nothing.
+    a part of it, because an episode without an object teaches nothing. What turns a small object
+    out of the image is drawn again, up to ten times.
 
     Args:
         size: Side of the window in pixels: 473 on PASCAL-5i, 633 on COCO-20i.
@@ -88,7 +91,10 @@ class TrainTransform:
 
     def query(self, image: Tensor, *labels: Tensor) -> tuple[Tensor, ...]:
         """See `Transform`."""
-        out = self._transform(tv_tensors.Image(image), *map(tv_tensors.Mask, labels))
+        for _ in range(TRIES):
+            out = self._transform(tv_tensors.Image(image), *map(tv_tensors.Mask, labels))
+            if not labels or (out[1] == 1).any() or not (labels[0] == 1).any():
+                break
         return tuple(x.as_subclass(Tensor) for x in (out if labels else (out,)))
 
     support = query
