@@ -27,9 +27,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
 pytest.importorskip("gradio")
 sync_api = pytest.importorskip("playwright.sync_api")
 
+from hdmnet.demo import events as demo_events  # noqa: E402
 from hdmnet.demo import page as demo_page  # noqa: E402
 from hdmnet.demo import serving  # noqa: E402
-from hdmnet.demo.events import Events, discard  # noqa: E402
+from hdmnet.demo.events import Events  # noqa: E402
 from hdmnet.demo.visit import Choice, Visit  # noqa: E402
 
 DATA = Path(__file__).parents[1] / "examples" / "data"
@@ -85,6 +86,14 @@ def visit(browser: Any, started: tuple[str, Events]) -> Iterator[Callable[..., "
     yield opened
     for context in contexts:
         context.close()
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    """Wait for at most as long as uploads are kept, and a little more."""
+    limit = time.monotonic() + 100
+    while not true():
+        assert time.monotonic() < limit
+        time.sleep(0.1)
 
 
 class Visitor:
@@ -396,14 +405,40 @@ def test_a_support_without_a_mask_keeps_the_answers(model: HDMNet) -> None:
     assert len(visit.answers) == 1
 
 
-def test_uploads_that_are_on_their_way_stay(tmp_path: Path) -> None:
-    done, running, left = tmp_path / "hash" / "a.jpg", tmp_path / "tmp1", tmp_path / "tmp2"
+def test_uploads_are_deleted_but_not_those_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo_events, "KEPT", 0.1)
+    done, same = tmp_path / "hash" / "a.jpg", tmp_path / "hash" / "b.jpg"
+    running, left = tmp_path / "tmp1", tmp_path / "tmp2"
     done.parent.mkdir()
-    for path in (done, running, left):
+    for path in (done, same, running, left):
         path.touch()
     os.utime(left, (1, 1))
-    discard(str(done))
+    soon = time.time() + 100
+    os.utime(running, (soon, soon))
+    demo_events.discard(str(done))
+    assert done.exists()
+    wait_until(lambda: not done.exists() and not left.exists())
+    assert same.exists()
+    assert running.exists()
+    os.utime(same, (soon, soon))  # it came again
+    demo_events._delete(same)
+    assert same.exists()
+    os.utime(same, (1, 1))
+    demo_events._delete(same)
     assert list(tmp_path.iterdir()) == [running]
+
+
+def test_one_picture_twice(visit: Callable[..., "Visitor"], tmp_path: Path) -> None:
+    """Gradio keeps both in one folder, also those of two visitors."""
+    again = shutil.copy(FISH / "query_1.jpg", tmp_path / "copy.jpg")
+    for _ in range(2):
+        visitor = visit()
+        visitor.search(FISH / "query_1.jpg", Path(again))
+        visitor.page.wait_for_function(
+            "() => document.body.innerText.includes('query_1.jpg, copy.jpg')"
+        )
 
 
 def test_sliders_after_looking_twice(model: HDMNet) -> None:
@@ -496,14 +531,11 @@ def test_two_visitors_see_their_own(
     ]
     assert sources[0] != sources[1]
     assert all(source.startswith("data:") for source in sources)
-    folder = Path(os.environ["GRADIO_TEMP_DIR"])
-    assert not [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size]
     for context in contexts:
         context.close()
-    limit = time.monotonic() + 60
-    while len(events):
-        assert time.monotonic() < limit, "the visits were not forgotten"
-        time.sleep(0.2)
+    wait_until(lambda: not len(events))  # the visits are forgotten
+    folder = Path(os.environ["GRADIO_TEMP_DIR"])
+    wait_until(lambda: not [f for f in folder.rglob("*") if f.is_file() and f.stat().st_size])
 
 
 def test_on_a_phone(visit: Callable[..., Visitor]) -> None:

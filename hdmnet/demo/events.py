@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Timer
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -26,8 +25,9 @@ TOOLS = {
     "Point beside it": "not_point",
 }
 PAINTS = ("Paint", "Erase")
-ABANDONED = 60
-"""Seconds after which an empty upload is a leftover. Before, it may still be on its way."""
+KEPT = 60.0
+"""Seconds that an upload stays after it was read. Gradio names its folder by its content, so
+another visitor may be sending the same picture. An empty file of this age is a leftover."""
 VISITS, QUERIES, SUPPORTS = 64, 50, 20
 """Most visits in memory, queries of a visit, and supports of a class."""
 
@@ -266,13 +266,23 @@ def _read(files: list[str] | None, room: int, read: Callable[[str], Any]) -> lis
 
 
 def discard(upload: str) -> None:
-    """Delete an upload with its folder, and the empty files that Gradio leaves of older ones."""
-    folder = Path(upload).parent
-    shutil.rmtree(folder, ignore_errors=True)
-    for placeholder in folder.parent.glob("tmp*"):
-        with suppress(FileNotFoundError):
+    """Delete an upload soon, see `KEPT`."""
+    timer = Timer(KEPT, _delete, [Path(upload)])
+    timer.daemon = True  # the whole folder goes when the server ends
+    timer.start()
+
+
+def _delete(upload: Path) -> None:
+    """Delete an upload, unless it came again, and the empty files that Gradio leaves of others."""
+    old = time.time() - KEPT
+    with suppress(OSError):
+        if upload.stat().st_mtime <= old:
+            upload.unlink()
+            upload.parent.rmdir()  # fails while it holds the same picture of another name
+    for placeholder in upload.parent.parent.glob("tmp*"):
+        with suppress(OSError):
             about = placeholder.stat()
-            if about.st_size == 0 and time.time() - about.st_mtime > ABANDONED:
+            if about.st_size == 0 and about.st_mtime <= old:
                 placeholder.unlink()
 
 
