@@ -202,6 +202,7 @@ class SupportSet:
 
         Raises:
             FileNotFoundError: If there is no such file.
+            RuntimeError: If there is no such device.
             ValueError: If the file is not a support set.
 
         Example:
@@ -209,10 +210,12 @@ class SupportSet:
         """
         if Path(path).is_dir():
             raise ValueError(f"{path} is a folder: expected a file that SupportSet.save wrote")
+        place = str(torch.device(device))
         try:
-            with safe_open(path, "pt", device=str(device)) as file:
+            with safe_open(path, "pt", device=place) as file:
                 about = json.loads((file.metadata() or {}).get("hdmnet", "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                # Copies: the originals would change, or end the process, with the file.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not a support set file: {error}") from error
         if not isinstance(about, dict) or about.get("format") != FORMAT:

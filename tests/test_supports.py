@@ -88,6 +88,24 @@ class TestFile:
         reloaded = HDMNet.from_pretrained(tmp_path / "model")
         assert torch.equal(probability(reloaded, encode(model)), probability(model, encode(model)))
 
+    def test_a_loaded_set_does_not_change_with_its_file(
+        self, model: HDMNet, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "cat.safetensors"
+        encode(model).save(path)
+        loaded = SupportSet.load(path)
+        before = [x.clone() for x in loaded.named_tensors().values()]
+        size = path.stat().st_size
+        with open(path, "r+b") as file:  # in place, as `cp` does
+            file.write(b"\xff" * size)
+        for x, expected in zip(loaded.named_tensors().values(), before, strict=True):
+            assert torch.equal(x, expected)
+
+    def test_an_unknown_device(self, model: HDMNet, tmp_path: Path) -> None:
+        encode(model).save(tmp_path / "x")
+        with pytest.raises(RuntimeError, match="gpu"):
+            SupportSet.load(tmp_path / "x", device="gpu")
+
     @pytest.mark.parametrize("content", [b"", b"not a safetensors file", b"\xff" * 64])
     def test_not_a_support_set(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "x").write_bytes(content)
