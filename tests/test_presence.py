@@ -12,7 +12,7 @@ from test_predict import picture
 
 from hdmnet import Box, FewShotModel, HDMNet, Segmentation, SupportSet, box_mask
 from hdmnet.nn.presence import ClassEvidence, Presence, object_probability
-from hdmnet.nn.priors import foreground_features
+from hdmnet.nn.priors import PriorFeatures, foreground_features
 
 
 @pytest.fixture
@@ -178,7 +178,14 @@ class TestEvidence:
         s, m = torch.randn(1, 1, 8, 9, 9), torch.zeros(1, 1, 9, 9)
         m[0, 0, 7, 2] = 1
         expected = self.expected(evidence, [s[0, 0, :, 7, 2]], [1.0])
-        assert_same(presence.shown(foreground_features(s, m))[0], expected)
+        encoded = foreground_features(s, m)
+        assert_same(presence.shown(encoded)[0], expected)
+        # As a graph encodes it: all positions, in the order of the grid.
+        unit = torch.zeros(1, 1, 81, 8)
+        unit[:, :, 7 * 9 + 2] = encoded.unit[:, :, 0]
+        norm = torch.zeros(1, 1, 81)
+        norm[:, :, 7 * 9 + 2] = encoded.norm[:, :, 0]
+        assert_same(presence.shown(PriorFeatures(unit, norm))[0], expected)
 
 
 class TestThreshold:

@@ -147,7 +147,8 @@ class Presence(nn.Module):
             )
         scale, bias, center = config["scale"], config["bias"], config["center"]
         threshold = config.get("threshold", 0.0)
-        competing = config.get("competing_threshold", threshold)
+        competing = config.get("competing_threshold")
+        competing = threshold if competing is None else competing
         for name, value in {"threshold": threshold, "competing_threshold": competing}.items():
             check_probabilities(**{f"presence['{name}']": value})
         check_type("presence['center']", center, (list, tuple), "a list of numbers")
@@ -272,8 +273,15 @@ class Presence(nn.Module):
     def shown(self, support: PriorFeatures) -> Tensor:
         """Describe the objects of B episodes: d, (B, C), or evidence (B, N)."""
         if self.evidence is not None:
-            # The object positions of a shot come first, so each shot keeps one.
-            unit, norm = (upcast(x[:, :, ::STEP]) for x in support)
+            unit, norm = support
+            if torch.compiler.is_compiling():
+                unit, norm = unit[:, :, ::STEP], norm[:, :, ::STEP]
+            else:
+                # Object positions first, so each shot keeps one: a graph encodes them in any order.
+                kept = (norm > 0).byte().argsort(dim=-1, descending=True, stable=True)[..., ::STEP]
+                unit = unit.take_along_dim(kept[..., None], dim=2)
+                norm = norm.take_along_dim(kept, dim=2)
+            unit, norm = upcast(unit), upcast(norm)
             objects = (norm > 0).to(unit.dtype)
             each = objects / objects.sum(dim=-1, keepdim=True).clamp(min=1)
             x = rearrange(unit * norm[..., None], "b k n c -> b (k n) c")
