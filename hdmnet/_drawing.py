@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hdmnet._files import write_whole
 from hdmnet.images import ImageLike, load_image
+from hdmnet.nn._checks import check_probabilities
 from hdmnet.preprocess import IGNORE
 
 _INFERNO = (
@@ -45,7 +46,8 @@ def query_pixels(image: ImageLike, mask: Tensor) -> Tensor:
 
 
 def tint(pixels: Tensor, mask: Tensor, color: Sequence[int], opacity: float) -> Tensor:
-    """Tint and outline the mask (H, W) in the image (3, H, W)."""
+    """Tint and outline the mask (H, W) in the image (3, H, W). The opacity is in [0, 1]."""
+    check_probabilities(opacity=opacity)
     shown = mask[None].float()
     width = 1 + max(mask.shape) // 400
     eroded = -F.max_pool2d(-shown, 2 * width + 1, stride=1, padding=width)

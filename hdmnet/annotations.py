@@ -190,7 +190,8 @@ def box_mask(box: Sequence[float], size: tuple[int, int]) -> Tensor:
 
     Raises:
         TypeError: If the box does not hold numbers.
-        ValueError: If the box is not four finite numbers, has no area, or is outside the image.
+        ValueError: If the box is not four finite numbers, has no area, is outside the image, or
+            holds shares of the image in place of pixels.
 
     Example:
         >>> box_mask((1, 0, 3, 2), size=(2, 4)).tolist()
@@ -204,6 +205,11 @@ def box_mask(box: Sequence[float], size: tuple[int, int]) -> Tensor:
         raise ValueError(
             f"box is {box!r}, outside its image of {height} x {width} (height x width): "
             f"expected (x0, y0, x1, y1) in pixels of that image{hint}"
+        )
+    if max(x1, y1) <= 1 and not all(value.is_integer() for value in (x0, y0, x1, y1)):
+        raise ValueError(
+            f"box is {box!r}, less than a pixel: expected pixels; multiply shares by {width} "
+            f"(width) and {height} (height)"
         )
     mask = torch.zeros(height, width, dtype=torch.uint8)
     mask[_span(y0, y1, height), _span(x0, x1, width)] = 1

@@ -44,8 +44,7 @@ def encode_classes(
         ValueError: If supports and masks do not fit together.
     """
     if class_ids is not None:
-        by_class = _negatives_by_class(negatives, class_ids)
-        return _encode_label_maps(encode, supports, masks, class_ids, by_class)
+        return _encode_label_maps(encode, supports, masks, class_ids, negatives)
     if isinstance(supports, SupportSet):
         if negatives is not None:
             raise ValueError("a SupportSet is already encoded: give negatives to encode_supports")
@@ -72,12 +71,14 @@ def encode_classes(
             "supports that are not encoded yet"
         )
     by_class = _negatives_by_class(negatives, images)
-    return {
-        name: value
-        if isinstance(value, SupportSet)
-        else encode(value, given[name], by_class.get(name))
-        for name, value in supports.items()
-    }
+    sets = {}
+    for name, value in supports.items():
+        if isinstance(value, SupportSet):
+            sets[name] = value
+        else:
+            with naming(f"class {name!r}: "):
+                sets[name] = encode(value, given[name], by_class.get(name))
+    return sets
 
 
 def _negatives_by_class(negatives: Any, names: Collection[str]) -> Mapping[str, Negatives]:
@@ -97,10 +98,13 @@ def _encode_label_maps(
     supports: Supports | SupportSet | SupportsByClass,
     masks: Masks | Mapping[str, Masks] | None,
     class_ids: Mapping[str, int],
-    negatives: Mapping[str, Negatives],
+    negatives: Negatives | Mapping[str, Negatives] | None,
 ) -> dict[str, SupportSet]:
+    if not isinstance(class_ids, Mapping):
+        raise TypeError(f"class_ids is {class_ids!r}: expected a dict, such as {{'cat': 8}}")
     if not class_ids:
         raise ValueError("class_ids is empty: expected the value of each class in the masks")
+    by_class = _negatives_by_class(negatives, class_ids)
     for given in (supports, masks):
         if isinstance(given, Mapping) and given.keys() != class_ids.keys():
             raise ValueError(
@@ -112,6 +116,8 @@ def _encode_label_maps(
             f"class_ids gives {ignored[0]!r} the value {IGNORE}, which means ignore in label maps: "
             "expected the value of the class"
         )
+    if len(set(class_ids.values())) < len(class_ids):
+        raise ValueError(f"class_ids is {class_ids}: expected a value of its own for each class")
     sets = {}
     for name, number in class_ids.items():
         images, maps = (as_list(_of_class(given, name)) for given in (supports, masks))
@@ -130,7 +136,8 @@ def _encode_label_maps(
                     labels.append(load_mask(label, (height, width)))  # checks the size
         if not shown:
             raise ValueError(f"no mask has the value {number}, which class_ids gives {name!r}")
-        sets[name] = encode(shown, labels, negatives.get(name))
+        with naming(f"class {name!r}: "):
+            sets[name] = encode(shown, labels, by_class.get(name))
     return sets
 
 

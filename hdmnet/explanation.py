@@ -131,6 +131,7 @@ def _panel(pixels: Tensor, title: str, values: Tensor | None) -> Image.Image:
     width, height = picture.size
     row = round(1.5 * _TEXT)
     panel = Image.new("RGB", (max(width, _LEAST), height + 2 * row), "white")
+    width = panel.width
     draw, font = ImageDraw.Draw(panel), ImageFont.load_default(_TEXT)
     draw.text((0, row / 2), title, "black", font, anchor="lm")
     panel.paste(picture, (0, row))

@@ -42,7 +42,7 @@ class Options(NamedTuple):
             _checks.check_probabilities(presence_threshold=threshold)
         if self.augment is not None:
             _checks.check_type("augment", self.augment, Augment, "an Augment")
-        for name in ("refine", "self_support"):
+        for name in ("refine", "self_support", "generalized"):
             _checks.check_type(name, getattr(self, name), bool, "a bool")
         return self._replace(
             presence_threshold=threshold,

@@ -104,7 +104,8 @@ class Predictor(nn.Module, ABC):
                 names it.
             negatives: A list of images that do not show the class, or of pairs (image, mask) of
                 something else. They lower the probabilities, and `presence`, of queries that
-                resemble them more than the class, and never raise any.
+                resemble them more than the class, and never raise any. In a call with several
+                classes, another class may gain what this one loses.
 
         Returns:
             The encoded supports. They are for inference only: no gradient flows through them.

@@ -1,7 +1,7 @@
 """The answer to one query: probabilities, labels, pictures, files."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
@@ -227,6 +227,10 @@ class MulticlassSegmentation:
         best, index = self.probability.max(dim=0)
         return torch.where(best > THRESHOLD, index + 1, 0)
 
+    def __iter__(self) -> Iterator[str]:
+        """Go through the names, as through the keys of a dict."""
+        return iter(self.names)
+
     def __getitem__(self, name: str) -> Segmentation:
         """Return the answer for one class. Its mask may overlap with those of other classes.
 
@@ -308,7 +312,7 @@ class MulticlassSegmentation:
         """Return each class with the pixels of `labels` that are its own, and 0 elsewhere."""
         labels = self.labels
         return {
-            name: Segmentation(self.probability[i].where(labels == i + 1, 0))
+            name: replace(self[name], probability=self.probability[i].where(labels == i + 1, 0))
             for i, name in enumerate(self.names)
         }
 

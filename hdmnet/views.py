@@ -29,7 +29,7 @@ class Augment:
         flip: Whether to segment the mirrored query too, at each scale. It is on unless you give
             False, also if you give `scales` only.
         scales: Factors of `image_size`. The query is segmented at each of these sizes. A size must
-            not be below the model's `smallest_size`.
+            not be below the model's `smallest_size`. The answers are averaged at the first one.
 
     Raises:
         TypeError: If an argument has the wrong type.

@@ -91,6 +91,7 @@ def test_seeds() -> None:
     ("annotation", "message"),
     [
         (Box(80, 0, 90, 5), "outside its image of 100 x 80"),
+        (Box(0.1, 0.2, 0.8, 1), r"less than a pixel.* shares by 80 \(width\) and 100 \(height\)"),
         (Points([(90, 50)]), r"Points has the point \(90, 50\), outside.*; are x and y swapped\?$"),
         (Points([(4, 4)], [(-1, 500)]), r"the point \(-1, 500\).*of that image$"),
         (Scribble([[(4, 4), (4, 100)]]), r"Scribble has the point \(4, 100\)"),

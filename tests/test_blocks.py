@@ -12,6 +12,7 @@ from hdmnet import (
     BaseMetaEnsemble,
     CascadeMatching,
     CorrelationDistillation,
+    FeaturePyramid,
     HierarchicalEncoder,
     MatchingAttention,
     MatchingStage,
@@ -316,6 +317,16 @@ class TestShapes:
 
     def test_base_learner(self) -> None:
         assert BaseLearner(6, 3)(torch.randn(2, 6, 7, 9)).shape == (2, 4, 7, 9)
+
+
+def test_refused_values() -> None:
+    with pytest.raises(ValueError, match="at least 4 rows and columns"):
+        SpatialReductionAttention(8, 2, reduction=4)(torch.rand(1, 8, 3, 5))
+    with pytest.raises(TypeError, match="must hold floats"):
+        FeaturePyramid("resnet18").normalise(torch.zeros(3, 4, 4, dtype=torch.uint8))
+    scores, base = torch.rand(1, 2, 4, 4), torch.rand(1, 4, 4, 4)
+    with pytest.raises(TypeError, match="base_class must hold integers"):
+        BaseMetaEnsemble()(scores, base, torch.rand(1, 1), torch.tensor([1.0]))
 
 
 def test_blocks_serve_another_network() -> None:

@@ -42,6 +42,15 @@ def test_scores_at_and_below_zero() -> None:
     assert p.tolist() == [1.0, 0.0, 1.0, 0.0]
 
 
+@pytest.mark.parametrize("temperature", [0.01, 0.02, 0.5])
+def test_low_temperatures_do_not_underflow(temperature: float) -> None:
+    scores = torch.tensor([[0.4, 0.6], [0.004, 0.006]])[..., None, None]
+    p = Calibration(temperature, 0.5)(scores)
+    odds = torch.tensor(1.5, dtype=torch.float64) ** (1 / temperature)
+    torch.testing.assert_close(p[:, 1].flatten().double(), (odds / (1 + odds)).expand(2))
+    torch.testing.assert_close(p.sum(dim=1).flatten(), torch.ones(2))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype: torch.dtype) -> None:
     """1e-12 is 0 in float16, and bfloat16 has three digits."""

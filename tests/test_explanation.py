@@ -121,6 +121,15 @@ def test_picture_shows_query_and_maps(model: HDMNet, support: tuple, size: tuple
         assert any(np.abs(color - np.array(c)).max() <= 3 for c in (of_query, tinted))
 
 
+def test_numbers_are_legible_below_a_narrow_query(model: HDMNet, support: tuple) -> None:
+    drawn = model.predict(Image.new("RGB", (20, 300)), *support).explain().picture()
+    panel = drawn.crop((12 + 212, 12, 12 + 212 + 200, drawn.height // 2))  # the first prior
+    below = np.asarray(panel.convert("L"))[-30:]
+    dark = np.flatnonzero((below < 128).any(axis=0))
+    assert dark[0] < 30
+    assert dark[-1] > 170  # the higher number stands at the right end of the panel
+
+
 def test_heat_grows_from_black_to_pale() -> None:
     colors = heat(torch.linspace(-3, 5, 100)[None])[:, 0]
     brightness = (torch.tensor([0.2126, 0.7152, 0.0722])[:, None] * colors).sum(0)

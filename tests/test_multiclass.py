@@ -140,9 +140,12 @@ class TestPredict:
             (None, {"cat": 3}, "label maps as masks"),
             ([labels, labels], {"cat": 3}, "1 supports and 2 masks"),
             (labels, {"cat": 255}, "'cat' the value 255, which means ignore"),
+            (labels, {"cat": 3, "dog": 3}, "a value of its own for each class"),
         ):
             with pytest.raises(ValueError, match=message):
                 model.predict(query, image, masks, class_ids=ids)
+        with pytest.raises(TypeError, match=r"class_ids is \['cat'\]: expected a dict"):
+            model.predict(query, image, labels, class_ids=["cat"])
         maps = [torch.zeros(SIZE).int(), labels[1:]]  # the first shows no cat
         with pytest.raises(ValueError, match=r"^class 'cat', support 1: mask is 99 x 80 but its"):
             model.predict(query, [image, image], maps, class_ids={"cat": 3})
@@ -165,6 +168,12 @@ def test_a_set_of_several_episodes_is_refused(model: HDMNet, query: Image.Image)
     dog = model.encode_supports(images["dog"], masks["dog"])
     with pytest.raises(ValueError, match="holds 2 episodes"):
         model.predict(query, cat.stack(dog))
+
+
+def test_errors_name_the_class(model: HDMNet, query: Image.Image) -> None:
+    images, masks = supports()
+    with pytest.raises(ValueError, match=r"^class 'dog': mask has the values 7"):
+        model.predict(query, images, masks | {"dog": torch.full(SIZE, 7)})
 
 
 class TestPredictIter:
@@ -213,6 +222,20 @@ class TestMulticlassSegmentation:
     def test_an_unknown_name(self) -> None:
         with pytest.raises(KeyError, match="expected one of a, b"):
             answer()["c"]
+
+    def test_is_like_a_dict(self) -> None:
+        many = answer()
+        assert list(many) == ["a", "b"]
+        assert "a" in many
+        assert "c" not in many
+
+    def test_without_overlaps_keeps_presence_and_evidence(
+        self, model: HDMNet, query: Image.Image
+    ) -> None:
+        many = model.predict(query, *supports())
+        alone = many.without_overlaps()
+        assert [alone[name].presence for name in many] == many.presence.tolist()
+        assert alone["cat"].explain().prior_names
 
     def test_palette_file(self, tmp_path: Path) -> None:
         answer().save(tmp_path / "labels.png")

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 
+import conftest
 import pytest
 import torch
 from torch import Tensor
@@ -241,6 +242,12 @@ def test_what_fits() -> None:
     distil((2, 9, 9), (2, 3, 3), (2, 3, 3), (2, 6, 6))
     merge((2, 2, 4, 4), (2, 4, 4, 4), (2, 1))
     lose((2, 8, 9), (2, 8, 9))
+
+
+def test_an_empty_batch() -> None:
+    model = conftest.make(base_classes=0)
+    with pytest.raises(ValueError, match=r"with B, K ≥ 1, got \(0, 1, 3, 65, 65\)"):
+        model(x(0, 3, 65, 65), x(0, 1, 3, 65, 65), x(0, 1, 65, 65))
 
 
 def test_every_block_is_here() -> None:

@@ -127,6 +127,7 @@ class TestAugment:
             ({"tile": np.int64(8)}, ValueError, "tile must be at least 32"),
             ({"batch_size": True}, TypeError, "batch_size must be an int"),
             ({"refine": 1}, TypeError, "refine must be a bool"),
+            ({"generalized": "no"}, TypeError, "generalized must be a bool"),
         ],
     )
     def test_refused_by_predict(

@@ -111,8 +111,8 @@ def check_images(name: str, images: Tensor, axes: str, smallest: int) -> None:
     Raises:
         ValueError: If the shape does not fit, or height or width is below `smallest`.
     """
-    if images.ndim != axes.count(",") + 1 or images.shape[-3] != 3 or images.shape[1] < 1:
-        least = " with K ≥ 1" if "K" in axes else ""
+    if images.ndim != axes.count(",") + 1 or images.shape[-3] != 3 or 0 in images.shape[:2]:
+        least = " with B, K ≥ 1" if "K" in axes else " with B ≥ 1"
         raise ValueError(f"{name} must be ({axes}){least}, got {tuple(images.shape)}")
     if min(images.shape[-2:]) < smallest:
         raise ValueError(

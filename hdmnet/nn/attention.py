@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from timm.layers import LayerNorm2d
@@ -43,6 +44,7 @@ class SpatialReductionAttention(nn.Module):
         check_heads(dim, heads)
         self.dim = dim
         self.heads = heads
+        self.reduction = reduction
         self.query = nn.Linear(dim, dim, bias=False)
         self.key = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(dim, dim, bias=False)
@@ -61,6 +63,10 @@ class SpatialReductionAttention(nn.Module):
             ValueError: If the shape does not fit.
         """
         check_shapes(f"B, {self.dim}, h, w", x=x)
+        if not torch.compiler.is_compiling() and min(x.shape[-2:]) < self.reduction:
+            raise ValueError(
+                f"x must have at least {self.reduction} rows and columns, got {tuple(x.shape)}"
+            )
         tokens = rearrange(x, "b c h w -> b (h w) c")
         reduced = rearrange(self.reduce(x), "b c h w -> b (h w) c")
         q = rearrange(self.query(tokens), TO_HEADS, heads=self.heads)

@@ -163,9 +163,12 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     """Compute (x - mean) / std of each channel of (…, 3, H, W).
 
     Raises:
+        TypeError: If the images do not hold floats.
         ValueError: If the shape does not fit.
     """
     _checks.check_shapes("…, 3, H, W", images=images)
+    if not images.is_floating_point():
+        raise TypeError(f"images must hold floats in [0, 1], got {images.dtype}: divide by 255")
     means, stds = (
         torch.tensor(values, dtype=images.dtype, device=images.device).view(3, 1, 1)
         for values in (mean, std)

@@ -81,5 +81,8 @@ class Calibration(nn.Module):
             return scores
         scores = upcast(scores)
         weights = scores.new_tensor([self.threshold, 1 - self.threshold])[:, None, None]
-        powers = (scores.clamp(min=0) * weights) ** (1 / self.temperature)
+        weighted = scores.clamp(min=0) * weights
+        # Relative to the larger one: a power of two small numbers could be 0 for both.
+        relative = weighted / weighted.amax(dim=1, keepdim=True).clamp(min=TINY)
+        powers = relative ** (1 / self.temperature)
         return powers / powers.sum(dim=1, keepdim=True).clamp(min=TINY)

@@ -140,6 +140,7 @@ class BaseMetaEnsemble(nn.Module):
             (B, 2, h, w) scores of background and object. They are not logits.
 
         Raises:
+            TypeError: If `base_class` does not hold integers.
             ValueError: If a shape does not fit, or `base_class` is out of range.
         """
         axes = "B, 2, h, w; B, 1 + n, h, w; B, K"
@@ -166,6 +167,8 @@ def _check_base_class(base_class: Tensor, base: Tensor) -> None:
         raise ValueError(
             f"base_class must be (B,) = ({base.shape[0]},), got {tuple(base_class.shape)}"
         )
+    if base_class.is_floating_point() or base_class.dtype == torch.bool:
+        raise TypeError(f"base_class must hold integers, got {base_class.dtype}")
     if torch.compiler.is_compiling():
         return  # a compiled graph must not depend on values
     classes = base.shape[1] - 1

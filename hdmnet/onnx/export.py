@@ -46,9 +46,10 @@ def export_onnx(
     too, except if the model has a base learner and was trained with several shots: then K must be
     `shots`. `Session` runs the two graphs.
 
-    With `supports`, `segment.onnx` holds the class, and all that `predict` does with an image. It
-    takes `image` (H, W, 3), uint8 RGB of any size, and returns `probability` (H, W), float32 in
-    [0, 1]. `examples/onnx_without_torch.py` runs it without this package.
+    With `supports`, `segment.onnx` holds the class, and all that `predict` does with an image when
+    `presence_threshold=0`: it does not lower answers of a low presence. It takes `image` (H, W, 3),
+    uint8 RGB of any size, and returns `probability` (H, W), float32 in [0, 1].
+    `examples/onnx_without_torch.py` runs it without this package.
 
     Args:
         model: The model. It is not changed.
