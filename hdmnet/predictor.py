@@ -118,7 +118,7 @@ class Predictor(nn.Module, ABC):
             >>> fish = model.encode_supports(["a.jpg", "b.jpg"], ["a.png", "b.png"])
             >>> results = model.predict(["query_1.jpg", "query_2.jpg"], fish)
         """
-        encoded = self._encode_loaded(*self._load_supports(supports, masks))
+        encoded = self._encode_prepared(*self._prepare_supports(supports, masks))
         if negatives is None:
             return encoded
         # A tuple at the top may be one pair that was meant to be in a list.
@@ -131,32 +131,33 @@ class Predictor(nn.Module, ABC):
                 directions.append(self._encode_negative(negative, encoded))
         return replace(encoded, negatives=torch.stack(directions, dim=1))
 
-    def _load_supports(self, supports: Supports, masks: Masks) -> tuple[list[Tensor], list[Tensor]]:
-        """Load images (3, H, W) and their labels (H, W)."""
+    def _prepare_supports(self, supports: Supports, masks: Masks) -> tuple[Tensor, Tensor]:
+        """Load K images (K, 3, image_size, image_size) and masks (K, image_size, image_size)."""
         images, mask_list = as_list(supports), as_list(masks)
         if len(images) != len(mask_list) or not images:
             raise ValueError(
                 f"got {len(images)} supports and {len(mask_list)} masks: expected at least one "
                 "support, and one mask for each"
             )
-        tensors, labels = [], []
-        for i, (image, given) in enumerate(zip(images, mask_list, strict=True)):
+        prepared = []
+        for i, (given, its_mask) in enumerate(zip(images, mask_list, strict=True)):
             with naming(f"support {i}: " if len(images) > 1 else ""):
-                tensors.append(load_image(image))
-                labels.append(self._load_mask(given, tensors[i]))
-            if not (labels[i] == 1).any():
+                image = load_image(given)
+                label = self._load_mask(its_mask, image)
+            # At once: many photographs of full size would need much memory.
+            prepared.append((self._prepare(image), self._prepare_mask(label)))
+            if not (label == 1).any():
                 warnings.warn(
                     f"the mask of support {i} is empty: it shows nothing of the class, but it "
                     "changes the answer. Leave it out, or give its image to negatives",
                     stacklevel=3,
                 )
-        return tensors, labels
+        tensors, labels = zip(*prepared, strict=True)
+        return torch.stack(tensors), torch.stack(labels)
 
-    def _encode_loaded(self, tensors: Sequence[Tensor], labels: Sequence[Tensor]) -> SupportSet:
-        batch = torch.stack([self._prepare(image) for image in tensors])
-        mask = torch.stack([self._prepare_mask(label) for label in labels])
+    def _encode_prepared(self, images: Tensor, masks: Tensor) -> SupportSet:
         with _evaluating(self):
-            encoded = self.encode(batch[None], mask[None])
+            encoded = self.encode(images[None], masks[None])
         return replace(encoded, fingerprint=self.fingerprint())
 
     def _encode_negative(self, given: Any, supports: SupportSet) -> Tensor:
@@ -251,10 +252,11 @@ class Predictor(nn.Module, ABC):
             >>> worst = model.rate_supports(images, masks)[-1]
             >>> print(f"look at the mask of support {worst.index}: {worst.agreement:.2f}")
         """
-        images, labels = self._load_supports(supports, masks)
-        if len(images) < 2:
+        if len(as_list(supports)) == 1:
             raise ValueError("got 1 support: expected at least two, which can agree or not")
-        sets = [self._encode_loaded([x], [y]) for x, y in zip(images, labels, strict=True)]
+        images, labels = self._prepare_supports(supports, masks)
+        each = zip(images.split(1), labels.split(1), strict=True)
+        sets = [self._encode_prepared(image, label) for image, label in each]
         return rate(*self._agreements(images, labels, sets), self.likeness(sets))
 
     def select_supports(self, pool: Supports, masks: Masks, k: int) -> list[int]:
@@ -281,16 +283,20 @@ class Predictor(nn.Module, ABC):
         return [rating.index for rating in self.rate_supports(pool, masks)[:k]]
 
     def _agreements(
-        self, images: list[Tensor], labels: list[Tensor], sets: list[SupportSet]
+        self, images: Tensor, labels: Tensor, sets: list[SupportSet]
     ) -> tuple[Tensor, Tensor]:
         """Let each of K supports segment the images of all. Return `compare` of each image."""
         groups = list(batched(sets, _MATCHED_AT_ONCE))
-        size = (self.image_size, self.image_size)
         compared = []
-        for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-            pairs = self._match_images([image], groups, Options())[0]
-            answers = [Segmentation.from_scores(m.scores, size).probability for m, _ in pairs]
-            compared.append(compare(torch.stack(answers), resize_label(label.cpu(), size), i))
+        for i, label in enumerate(labels):
+            with _evaluating(self):
+                matched = list(self.match_sets(self.look_at(images[i : i + 1]), groups))
+            answers = [
+                Segmentation.from_scores(match.scores, (label.shape[0], label.shape[1])).probability
+                for group in matched
+                for match in group.split()
+            ]
+            compared.append(compare(torch.stack(answers), label.cpu(), i))
         correlations, easiness = zip(*compared, strict=True)
         return torch.stack(correlations), torch.stack(easiness)
 

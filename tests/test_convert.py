@@ -100,6 +100,8 @@ def test_a_missing_key_is_named(options: dict[str, object], key: str) -> None:
 def test_not_a_checkpoint() -> None:
     with pytest.raises(ValueError, match="not an official HDMNet checkpoint"):
         convert.from_official({"weight": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"base_learnear.2.weight has shape \(\)"):
+        convert.from_official({"base_learnear.2.weight": torch.tensor(1.0)})
 
 
 class TestBaseLearner:
@@ -175,8 +177,11 @@ def test_tensors_that_are_not_finite(value: float) -> None:
         convert.from_official(official)
 
 
-@pytest.mark.parametrize("options", [{"backbone": "resnet18"}, {"base_classes": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [{"backbone": "resnet18"}, {"base_classes": 0}, {"contrast": True}, {"heads": (2, 4)}],
+)
 def test_no_official_counterpart(options: dict[str, object]) -> None:
-    model = HDMNet(**({"backbone": "vgg16"} | options))
+    model = HDMNet(**({"backbone": "vgg16", "base_classes": 2} | options))
     with pytest.raises(ValueError, match="official counterpart"):
         convert.to_official(model)

@@ -48,7 +48,12 @@ def export(
         raise click.UsageError("--int8-supports without --int8 has no effect: give pictures too")
     if int8 and not shown and not int8_supports:
         raise click.UsageError("--int8 without --class needs --int8-supports FOLDER too")
+    if shown and int8_supports:
+        raise click.UsageError("--int8-supports with --class has no effect: leave it out")
     pictures = find_images(int8)[:CALIBRATED_ON]
+    if int8 and not pictures:
+        raise click.UsageError("--int8 found no image: give pictures like the queries")
+    click.echo("exporting: this takes minutes", err=True)
     from hdmnet.onnx import export_onnx, quantize
 
     network = load_model(model, device)

@@ -119,8 +119,9 @@ def to_official(model: HDMNet) -> dict[str, Tensor]:
         Official key → tensor. The tensors share memory with the model.
 
     Raises:
-        ValueError: If the backbone is not `resnet50`, `resnet101` or `vgg16`, if the model has no
-            base learner, or if it is a `fused` copy.
+        ValueError: If the backbone is not `resnet50`, `resnet101` or `vgg16`; if the model has no
+            base learner, other `heads` than 2, 4 and 8, a `contrast` or the `evidence` of
+            `presence`; or if it is a `fused` copy.
 
     Example:
         >>> state_dict = to_official(model)
@@ -133,5 +134,12 @@ def to_official(model: HDMNet) -> dict[str, Tensor]:
             "only models with backbone resnet50, resnet101 or vgg16 and base_classes > 0 have an "
             f"official counterpart, got {model.backbone.name!r} and base_classes="
             f"{model.config['base_classes']}"
+        )
+    presence = model.config["presence"] or {}
+    if model.config["contrast"] or presence.get("evidence"):
+        raise ValueError("contrast and presence['evidence'] have no official counterpart")
+    if tuple(model.config["heads"]) != (2, 4, 8):
+        raise ValueError(
+            f"only heads (2, 4, 8) have an official counterpart, got {model.config['heads']}"
         )
     return {layout.official_key(key): value for key, value in model.state_dict().items()}

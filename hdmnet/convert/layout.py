@@ -66,6 +66,10 @@ def infer_config(official: Mapping[str, Tensor]) -> dict[str, Any]:
     def size(key: str, axis: int) -> int:
         if key not in official:
             raise ValueError(f"not an official HDMNet checkpoint: keys missing: {key}")
+        if official[key].ndim <= axis:
+            raise ValueError(
+                f"not an official HDMNet checkpoint: {key} has shape {tuple(official[key].shape)}"
+            )
         return official[key].shape[axis]
 
     # Match prefixes: one missing key must not make it look like another network.

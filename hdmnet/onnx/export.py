@@ -21,6 +21,9 @@ KEY, FORMAT = "hdmnet", "hdmnet onnx 1"
 SMALLEST = 64
 """Smallest height and width, in pixels: for smaller images, the exporter takes other branches."""
 
+LARGEST = 1536 * 2**20
+"""Most bytes of weights. PyTorch writes larger ones to a second file beside the graph."""
+
 
 @overload
 def export_onnx(model: HDMNet, folder: str | Path) -> tuple[Path, Path]: ...
@@ -173,6 +176,12 @@ def _write(
     outputs: list[str],
     about: Mapping[str, object],
 ) -> None:
+    size = sum(x.nbytes for x in (*module.parameters(), *module.buffers()))
+    if size > LARGEST:
+        raise ValueError(
+            f"{path.name} would have weights of {size / 1e9:.2f} GB: expected at most "
+            f"{LARGEST / 1e9:.2f} GB, as a graph in one file has; choose a smaller backbone"
+        )
     program = torch.onnx.export(
         module,
         arguments,

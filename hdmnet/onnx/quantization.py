@@ -72,6 +72,8 @@ def quantize(
     folder, target = Path(folder), Path(target)
     one_class = folder / CLASS
     if one_class.is_file():
+        if as_list(supports):
+            raise ValueError(f"{one_class} holds its class: leave out supports and masks")
         feeds = {CLASS: [{"image": _to_array(image)} for image in images]}
     else:
         feeds = _feeds_of_pair(folder, images, supports, masks)
@@ -126,6 +128,8 @@ def _quantize_graph(source: Path, target: Path, feeds: list[dict[str, Array]]) -
 
     model = onnx.load(source)
     names = _nodes_to_quantize(model.graph, FINEST[target.name])
+    if not names:
+        raise ValueError(f"{source} has no float32 convolution to quantise: is it int8 already?")
     _correct_biases(model, names, feeds)
     write_whole(
         target,
@@ -180,14 +184,16 @@ def _correct_biases(model: Any, names: list[str], feeds: list[dict[str, Array]])
     means = _channel_means(model, {node.input[0] for node in convolutions}, feeds)
     for node in convolutions:
         x, weight, bias = node.input
+        given = numpy_helper.to_array(constants[bias])
         w = numpy_helper.to_array(constants[weight])
         scale = np.abs(w).max((1, 2, 3), keepdims=True).clip(min=1e-12) / LARGEST
         lost = (w - np.round(w / scale) * scale).sum((2, 3))  # (out, in / groups)
         groups = next((a.i for a in node.attribute if a.name == "group"), 1)
         mean = means[x].reshape(groups, 1, -1)
         shift = (lost.reshape(groups, -1, mean.shape[-1]) * mean).sum(-1).ravel()
-        corrected = (numpy_helper.to_array(constants[bias]) + shift).astype(np.float32)
-        constants[bias].CopyFrom(numpy_helper.from_array(corrected, bias))
+        node.input[2] = f"{node.name}.corrected_bias"  # its own: equal biases share a constant
+        corrected = (given + shift).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(corrected, node.input[2]))
 
 
 def _channel_means(
