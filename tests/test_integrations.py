@@ -3,6 +3,7 @@
 import atexit
 import json
 import logging
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from test_readme import snippets
 
 from hdmnet import Box, HDMNet, SupportSet
 from hdmnet.segmentation import Instance, Segmentation
@@ -100,6 +102,31 @@ class TestFiftyOne:
             many = model.predict(query, sets)
             assert (sample.found.mask == many.labels.numpy()).all()
             assert sample.found.presence["fish"] == pytest.approx(many["fish"].presence)
+
+    def test_the_snippet_of_the_page(
+        self,
+        fiftyone: Any,
+        small_bundled: None,
+        sets: dict[str, SupportSet],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        for query in QUERIES:
+            shutil.copy(query, tmp_path / f"{query.parent.name}_{query.name}")
+        photos = tmp_path / "photos"
+        photos.mkdir()
+        for path in tmp_path.glob("*.jpg"):
+            path.replace(photos / path.name)
+        for name, one in sets.items():
+            one.save(tmp_path / f"{name}.safetensors")
+        monkeypatch.chdir(tmp_path)
+        shown: list[Any] = []
+        monkeypatch.setattr(fiftyone, "launch_app", shown.append)  # a browser
+        (snippet,) = snippets("docs/integrations.md")
+        exec(compile(snippet, "docs/integrations.md", "exec"), {})
+        (dataset,) = shown
+        assert [set(sample.hdmnet.presence) for sample in dataset] == [{"fish", "person"}] * 3
+        dataset.delete()
 
     def test_detections(self, dataset: Any, model: HDMNet, sets: dict[str, SupportSet]) -> None:
         from hdmnet.integrations.fiftyone import FewShotSegmenter

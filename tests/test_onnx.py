@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import venv
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from conftest import assert_same, episode, make
 from PIL import Image
+from test_readme import snippets
 from torch import Tensor
 
 from hdmnet import HDMNet, SupportSet
@@ -156,6 +158,32 @@ def test_int8_of_one_graph(fish: Path, tmp_path: Path) -> None:
     ours, theirs = ([segment(x, y) > 0.5 for y in photographs[1::2]] for x in (fish, path))
     same = [(a == b).float().mean().item() for a, b in zip(ours, theirs, strict=True)]
     assert 0.97 < np.mean(same) < 1
+
+
+def test_the_snippet_of_the_page(
+    exported: tuple[HDMNet, Path, Path],
+    fish: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It gets the graphs of the other tests, because exporting takes minutes."""
+    model, encoder, _ = exported
+
+    def copy(model: HDMNet, folder: str, supports: SupportSet | None = None) -> None:
+        shutil.copytree((fish if supports else encoder).parent, folder)
+
+    monkeypatch.setattr("hdmnet.onnx.export_onnx", copy)
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(QUERY, "query.jpg")
+    pair = {"supports": [SUPPORT] * 2, "masks": [MASK] * 2}
+    known = {"model": model, "fish": model.encode_supports(*pair.values()), "photographs": [QUERY]}
+    (snippet,) = (text for text in snippets("docs/speed.md") if "hdmnet.onnx" in text)
+    exec(compile(snippet, "docs/speed.md", "exec"), known | pair)
+    assert sorted(str(path) for path in Path().rglob("*int8/*")) == [
+        "fish-int8/segment.onnx",
+        "pair-int8/query.onnx",
+        "pair-int8/supports.onnx",
+    ]
 
 
 def test_example_needs_no_torch(fish: Path, tmp_path: Path) -> None:

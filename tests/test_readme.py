@@ -1,49 +1,57 @@
 """The snippets and links of the README and of pages in docs."""
 
 import re
+import shlex
 import shutil
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
+import conftest
 import pytest
+
+from hdmnet import cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = (
-    "README.md",
-    "docs/index.md",
-    "docs/quickstart.md",
-    "docs/backbones.md",
-    "docs/many-images.md",
-    "docs/predict.md",
-    "docs/annotations.md",
-    "docs/supports.md",
-    "docs/classes.md",
-    "docs/absent.md",
-    "docs/quality.md",
-    "docs/explain.md",
-    "docs/own-data.md",
-    "docs/own-network.md",
-    "docs/speed.md",
-    "docs/evaluation.md",
-    "docs/fine-tuning.md",
-    "docs/parity.md",
-)
+CARDS = [str(card.relative_to(ROOT)) for card in ROOT.glob("hdmnet/weights/*/README.md")]
+PAGES = ["README.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md")), *CARDS]
+ELSEWHERE = {
+    "docs/gallery.md": "test_gallery.py",
+    "docs/integrations.md": "test_integrations.py",  # needs FiftyOne
+    "docs/speed.md, ONNX": "test_onnx.py",  # takes minutes
+}
+"""Who runs the snippets that are not run here."""
 WHOLE_PAGES = ("README.md", "docs/index.md", "docs/quickstart.md")
 """The first ones that people try: their images have the size that people use."""
 DATA_PAGES = ("docs/backbones.md", "docs/evaluation.md", "docs/fine-tuning.md", "docs/own-data.md")
 """The pages whose snippets read data sets, and need the extra for it."""
-CARDS = [str(card.relative_to(ROOT)) for card in ROOT.glob("hdmnet/weights/*/README.md")]
 
 
-def snippets(page: str) -> list[str]:
+def snippets(page: str, language: str = "python") -> list[str]:
     text = (ROOT / page).read_text(encoding="utf-8")
-    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize(
-    ("page", "number"),
-    [(page, i) for page in PAGES for i in range(len(snippets(page)))],
-)
+def snippets_to_run() -> Iterator[tuple[str, int]]:
+    for page in PAGES:
+        for i, snippet in enumerate(snippets(page)):
+            kind = ", ONNX" if "hdmnet.onnx" in snippet else ""
+            if page + kind not in ELSEWHERE:
+                yield page, i
+
+
+def test_each_snippet_is_run() -> None:
+    """None has another mark than the tests look for."""
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        marks = set(re.findall(r"^ *```(\S+)", text, flags=re.MULTILINE))
+        assert marks <= {"python", "sh", "bibtex", "{toctree}"}, page
+    for name in ELSEWHERE.values():
+        assert "snippets(" in (ROOT / "tests" / name).read_text(encoding="utf-8"), name
+
+
+@pytest.mark.parametrize(("page", "number"), [*snippets_to_run()])
 def test_snippet_runs(
     page: str,
     number: int,
@@ -62,7 +70,51 @@ def test_snippet_runs(
         dogs = {name: trees.boxes_label((60, 80), {(5, 5, 55, 50): 12}) for name in "ab"}
         trees.voc(tmp_path, dogs, split="trainaug")
     monkeypatch.chdir(tmp_path)
-    exec(compile(snippets(page)[number], f"snippet {number} of {page}", "exec"), {})
+    known: dict[str, object] = {}
+    if page == "docs/checkpoints.md":
+        conftest.make().save_pretrained("out")
+    if page in CARDS:
+        fish = Path("examples/data/fish")
+        known = {"query": fish / "query_1.jpg"}
+        known |= {"supports": fish / "support_1.jpg", "masks": fish / "support_1.png"}
+    exec(compile(snippets(page)[number], f"snippet {number} of {page}", "exec"), known)
+
+
+COMMANDS = [*PAGES, "CONTRIBUTING.md", "examples/train_lite0/README.md"]
+OTHERS = {"cd", "cvat-cli", "do", "done", "export", "for", "make", "pip", "pre-commit", "pytest"}
+"""Programs of others, and words of the shell."""
+
+
+@pytest.mark.parametrize("page", [page for page in COMMANDS if snippets(page, "sh")])
+def test_commands_have_these_options(page: str) -> None:
+    """`test_cli.py` runs those of the command line; many others need data sets and hours."""
+    for block in snippets(page, "sh"):
+        block = re.sub(r"<<'END'.*?^END$", "", block.replace("\\\n", " "), flags=re.S | re.M)
+        for line in re.split(r"\n|&&", block):
+            words = shlex.split(line, comments=True)
+            if not words or words[0] in OTHERS or "=" in words[0] or words[0] == ".":
+                continue
+            if words[0] == "hdmnet":
+                command = cli.cli.commands[words[1]]
+                known = {name for option in command.params for name in option.opts}
+            else:
+                assert words[0] == "python", line
+                known = options_of_script(words[1:], (ROOT / page).parent)
+            options = {word.split("=")[0] for word in words if re.match("--[a-z]", word)}
+            assert options <= known, f"{page}: {line}"
+
+
+def options_of_script(words: list[str], folder: Path) -> set[str]:
+    """Read the options of a script, or of the one that makes its parser."""
+    if words[0] == "-m":
+        script = find_spec(words[1]).origin if words[1] != "venv" else None
+        paths = [Path(script)] if script else []
+    else:
+        found = [place / words[0] for place in (ROOT, folder) if (place / words[0]).is_file()]
+        assert found or words[0] == "-", words
+        paths = [*found, *(path.with_name("particles.py") for path in found)]
+    text = "".join(path.read_text(encoding="utf-8") for path in paths if path.is_file())
+    return set(re.findall(r'"(--[a-z0-9-]+)"', text))
 
 
 @pytest.mark.parametrize("page", ["README.md", *CARDS])
