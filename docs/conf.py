@@ -42,6 +42,7 @@ default_role = "code"  # docstrings are Markdown: one backquote is code
 html_theme = "furo"
 html_title = f"hdmnet {release}"
 html_show_sphinx = False
+llms_txt_uri_template = "{base_url}{docname}.html"  # relative: no address of the site is known
 llms_txt_summary = "Few-shot semantic segmentation in PyTorch: HDMNet, its parts and its weights"
 ROOT = Path(__file__).resolve().parents[1]
 COPIES = {

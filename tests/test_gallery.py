@@ -76,13 +76,17 @@ def test_the_page_shows_every_strip() -> None:
 
 def test_every_photograph_has_a_row_with_its_license() -> None:
     table = (PHOTOGRAPHS / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / PAGE).read_text(encoding="utf-8")
     listed = []
     for row in re.findall(r"^\| `.*\|$", table, flags=re.MULTILINE):
         cells = row.strip("|").split(" | ")
         assert len(cells) == 5, row
         assert re.search(r"(CC0|CC-BY(-SA)?-\d\.\d|public domain|MIT|BSD-3-Clause) \[\d+\]", row)
         files = re.findall(r"`([^`]+)`", cells[0])
-        listed += [f"{files[0].split('/')[0]}/{file.split('/')[-1]}" for file in files]
+        task = files[0].split("/")[0]
+        credit = f"{cells[2]} ({cells[4].split(' [')[0]})"
+        assert re.search(rf"gallery/{task}[^)]*\)\n\n\*Photographs: .*{re.escape(credit)}", page)
+        listed += [f"{task}/{file.split('/')[-1]}" for file in files]
     photographs = sorted(str(p.relative_to(PHOTOGRAPHS)) for p in PHOTOGRAPHS.glob("*/*.jpg"))
     assert sorted(listed) == photographs
 

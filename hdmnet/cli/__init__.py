@@ -69,13 +69,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "hdmnet"
-        click.echo(f"{path}: {error.format_message()}", err=True)
-        if isinstance(error, click.UsageError):
-            click.echo(f"hint: {path} --help", err=True)
+        click.echo(f"{path}: {error.format_message()}\nhint: {path} --help", err=True)
     except Exception as error:
         if "--traceback" in arguments:
             click.echo(format_exc(), err=True)
         name = "" if isinstance(error, ImportError | OSError | ValueError) else type(error).__name__
         text = " ".join(f"{name} {error}".split())
-        click.echo(f"hdmnet: {text}", err=True)
+        path = " ".join(["hdmnet", *[word for word in arguments if word in cli.commands][:1]])
+        click.echo(f"{path}: {text}\nhint: {path} --help", err=True)
     sys.exit(ERROR)

@@ -34,7 +34,14 @@ IMAGE_SIZE = 129
 """Pixels that the models see: few, because bfloat16 is slow where it is emulated."""
 
 
-@click.command()
+@click.command(
+    epilog="""
+    \b
+    Examples:
+      hdmnet doctor
+      hdmnet doctor --device cuda
+    """
+)
 @click.option("--device", help="cpu, cuda, cuda:1, mps. Default: cuda if possible.")
 def doctor(device: str | None) -> int:
     """Show the versions and the device, and test the bundled models.

@@ -5,7 +5,13 @@ import click
 import hdmnet
 
 
-@click.command()
+@click.command(
+    epilog="""
+    \b
+    Example:
+      hdmnet models
+    """
+)
 def models() -> None:
     """List the bundled models, and what is known of them."""
     for info in hdmnet.list_pretrained():
