@@ -280,7 +280,7 @@ def test_the_onnx_graph_gives_the_same_mask(
     assert ((probability > 0.5) == expected.mask.numpy()).mean() > 0.999
 
 
-def test_paint_and_erase(visit: Callable[..., Visitor]) -> None:
+def test_paint_and_erase(visit: Callable[..., Visitor], model: HDMNet) -> None:
     visitor = visit()
     visitor.show(FISH / "support_1.jpg")
     visitor.use("Paint")
@@ -289,9 +289,10 @@ def test_paint_and_erase(visit: Callable[..., Visitor]) -> None:
     visitor.stroke((0.7, 0.3), (0.7, 0.7))
     visitor.search(FISH / "query_2.jpg")
     visitor.segment(1)
-    mask = np.array(
-        unzip(visitor.download("#pack")["masks.zip"])["annotations/object/support_1.jpg.png"]
-    )
+    masks = unzip(visitor.download("#pack")["masks.zip"])
+    mask = np.array(masks["annotations/object/support_1.jpg.png"])
+    expected = model.predict(FISH / "query_2.jpg", FISH / "support_1.jpg", mask).mask
+    assert same(masks["answers/query_2.jpg.png"], expected) == 1
     height, width = mask.shape
 
     def at(x: float, y: float) -> int:
@@ -485,9 +486,38 @@ def test_sliders_compute_nothing_again(
     assert share[1] < share[0]
     visitor.page.locator("#rule input").uncheck()
     visitor.page.locator("#presence").wait_for()
+    number = visitor.page.locator("#presence input[type=number]")
+    number.fill("1")
+    number.press("Enter")
+    number.blur()
+    visitor.page.wait_for_function(
+        "() => /\\b0%/.test(document.querySelector('#answers figcaption').innerText)"
+    )
 
 
-def test_ratings_and_reasons(visit: Callable[..., Visitor], tmp_path: Path) -> None:
+def test_classes_are_encoded_once(model: HDMNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    visit, encode, calls = Visit(model), HDMNet.encode_supports, []
+
+    def count(*arguments: Any) -> SupportSet:
+        calls.append(arguments)
+        return encode(*arguments)
+
+    monkeypatch.setattr(HDMNet, "encode_supports", count)
+    support = visit.add_support("fish", FISH / "support_1.jpg")
+    support.load_mask(FISH / "support_1.png")
+    visit.add_query(FISH / "query_1.jpg")
+    for _ in range(2):
+        list(visit.segment())
+        visit.class_files()
+    assert len(calls) == 1
+    support.clear()
+    support.load_mask(FISH / "support_1.png")
+    visit.changed("fish")
+    list(visit.segment())
+    assert len(calls) == 2
+
+
+def test_ratings_and_reasons(visit: Callable[..., Visitor], model: HDMNet, tmp_path: Path) -> None:
     visitor = visit()
     for i in (1, 2, 3):
         visitor.show(PERSON / f"support_{i}.jpg")
@@ -497,6 +527,12 @@ def test_ratings_and_reasons(visit: Callable[..., Visitor], tmp_path: Path) -> N
     visitor.page.wait_for_function(
         "() => document.querySelector('#ratings').innerText.includes('support_3.jpg')"
     )
+    table = visitor.page.locator("#ratings").inner_text()
+    paths = [PERSON / f"support_{i}.jpg" for i in (1, 2, 3)]
+    ratings = model.rate_supports(paths, [path.with_suffix(".png") for path in paths])
+    expected = [f"{paths[r.index].name} {round(r.agreement, 2)}" for r in ratings]
+    shown = [" ".join(row.split()) for row in re.findall(r"support_\d\.jpg\s+[\d.]+", table)]
+    assert shown == expected
     visitor.search(PERSON / "query_1.jpg")
     visitor.segment(1)
     visitor.open_tab("Why")
@@ -554,7 +590,9 @@ def test_on_a_phone(visit: Callable[..., Visitor]) -> None:
     assert wide <= 390
 
 
-def test_a_picture_of_40_megapixels(visit: Callable[..., Visitor], tmp_path: Path) -> None:
+def test_a_picture_of_40_megapixels(
+    visit: Callable[..., Visitor], model: HDMNet, tmp_path: Path
+) -> None:
     with Image.open(FISH / "query_1.jpg") as image:
         image.resize((7300, 5480)).save(tmp_path / "large.jpg", quality=80)
     visitor = visit()
@@ -564,11 +602,14 @@ def test_a_picture_of_40_megapixels(visit: Callable[..., Visitor], tmp_path: Pat
     visitor.segment(1)
     answer = unzip(visitor.download("#pack")["masks.zip"])["answers/large.jpg.png"]
     assert answer.size == (7300, 5480)
-    assert np.array(answer).any()
+    expected = model.predict(tmp_path / "large.jpg", FISH / "support_1.jpg", FISH / "support_1.png")
+    assert same(answer, expected.mask) > 0.99  # the page has reduced it
 
 
 def test_what_is_no_image(visit: Callable[..., Visitor], tmp_path: Path) -> None:
     (tmp_path / "notes.jpg").write_text("milk, bread")
+    with open(tmp_path / "huge.jpg", "wb") as huge:
+        huge.truncate(70 * 2**20)
     name = "<img src=x onerror=document.title='bad'>.jpg"
     shutil.copy(FISH / "query_2.jpg", tmp_path / name)
     visitor = visit()
@@ -576,6 +617,8 @@ def test_what_is_no_image(visit: Callable[..., Visitor], tmp_path: Path) -> None
     visitor.wait_for_message("there is no picture to segment yet")
     visitor._upload("#supports", (tmp_path / "notes.jpg",))
     visitor.wait_for_message("notes.jpg cannot be read as an image")
+    visitor._upload("#supports", (tmp_path / "huge.jpg",))
+    visitor.wait_for_message("maximum allowed size")
     visitor.page.wait_for_timeout(2000)  # the field is empty again
     visitor.show(FISH / "support_1.jpg")
     visitor.search(FISH / "query_1.jpg")
