@@ -206,7 +206,8 @@ def box_mask(box: Sequence[float], size: tuple[int, int]) -> Tensor:
             f"box is {box!r}, outside its image of {height} x {width} (height x width): "
             f"expected (x0, y0, x1, y1) in pixels of that image{hint}"
         )
-    if max(x1, y1) <= 1 and not all(value.is_integer() for value in (x0, y0, x1, y1)):
+    shares = min(x0, y0) >= 0 and max(x1, y1) <= 1
+    if shares and not all(value.is_integer() for value in (x0, y0, x1, y1)):
         raise ValueError(
             f"box is {box!r}, less than a pixel: expected pixels; multiply shares by {width} "
             f"(width) and {height} (height)"

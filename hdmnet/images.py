@@ -233,6 +233,8 @@ def _read(
 
 
 def _hint(source: object) -> str:
+    if isinstance(source, Iterator):
+        return "; make a list of it, or use predict_iter"
     is_annotation = isinstance(source, Box | Points | Scribble)
     return "; model.pseudo_mask(image, annotation) makes a mask of it" if is_annotation else ""
 

@@ -269,6 +269,10 @@ class TestLoadImage:
         with pytest.raises(TypeError, match=message):
             load_image(source)
 
+    def test_an_iterator(self) -> None:
+        with pytest.raises(TypeError, match="make a list of it, or use predict_iter"):
+            load_image(iter(["a.jpg"]))
+
     @pytest.mark.parametrize(
         ("source", "message"),
         [
