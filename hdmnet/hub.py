@@ -347,8 +347,11 @@ class HubMixin(PyTorchModelHubMixin):
 
         Raises:
             RuntimeError: If the model is a `fused` copy.
-            TypeError: If an argument of the model's constructor is not a named JSON value.
+            TypeError: If an argument of the model's constructor is not a named JSON value, or there
+                are arguments of `push_to_hub` without it.
         """
+        if not push_to_hub and (unused := push_to_hub_kwargs.keys() - {"config"}):
+            raise TypeError(f"{', '.join(sorted(unused))}: expected with push_to_hub=True only")
         if self.is_fused:
             raise RuntimeError("a fused model cannot be loaded again: save the original")
         names = set(inspect.signature(type(self).__init__).parameters)
@@ -377,7 +380,10 @@ class HubMixin(PyTorchModelHubMixin):
         model_card_kwargs: dict[str, Any] | None = None,
         **options: Any,
     ) -> str:
-        """Upload the files that `save_pretrained` writes.
+        """Upload the files that `save_pretrained` writes to a new folder.
+
+        A README.md that the repository has is replaced by a model card: its history keeps the old
+        one.
 
         Args:
             repo_id: The repository, "user/repo" or "repo". It is made if it does not exist.

@@ -102,6 +102,12 @@ def test_what_changed_on_the_model_is_saved(saved: tuple[HDMNet, Path], tmp_path
     assert again.config == model.config == OPTIONS | {"image_size": 96, "frozen_norm": True}
 
 
+def test_unknown_arguments_of_a_save(fresh: HDMNet, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="licence: expected with push_to_hub=True only"):
+        fresh.save_pretrained(tmp_path / "model", licence="apache-2.0")
+    assert not list(tmp_path.iterdir())
+
+
 def test_loads_to_a_device(saved: tuple[HDMNet, Path]) -> None:
     again = HDMNet.from_pretrained(saved[1], map_location="meta")
     assert {p.device.type for p in again.parameters()} == {"meta"}

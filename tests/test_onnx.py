@@ -15,7 +15,7 @@ from PIL import Image
 from test_readme import snippets
 from torch import Tensor
 
-from hdmnet import HDMNet, SupportSet
+from hdmnet import Augment, HDMNet, SupportSet
 from hdmnet.onnx import Session, export_onnx, quantize
 
 ort = pytest.importorskip("onnxruntime", reason="needs hdmnet[onnx]")
@@ -102,6 +102,9 @@ def test_session_refuses_what_does_not_fit(exported: tuple[HDMNet, Path, Path]) 
         session.predict(QUERY, negative)
     with pytest.raises(FileNotFoundError, match="export_onnx"):
         Session(encoder.parent / "elsewhere")
+    shown = [SUPPORT] * 2, [MASK] * 2
+    with pytest.raises(ValueError, match="it needs 64"):  # the graphs' least
+        session.predict(QUERY, *shown, augment=Augment(scales=(0.6,)))
 
 
 def test_int8_of_two_graphs(exported: tuple[HDMNet, Path, Path], tmp_path: Path) -> None:

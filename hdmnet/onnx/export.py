@@ -139,6 +139,7 @@ def _export_pair(model: HDMNet, folder: Path) -> tuple[Path, Path]:
     about = {
         "fingerprint": model.fingerprint(),
         "image_size": model.image_size,
+        "smallest_size": smallest,
         "mean": model.backbone.mean,
         "std": model.backbone.std,
         "channels": encoded.channels,

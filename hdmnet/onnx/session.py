@@ -81,7 +81,7 @@ class Network(FewShotModel):
                 f"{ENCODER} and {MATCHER} are of different models: export both together"
             )
         self.backbone = cast(FeaturePyramid, _Pixels(about["mean"], about["std"]))
-        self.image_size = about["image_size"]
+        self.image_size, self.smallest_size = about["image_size"], about["smallest_size"]
         self._fingerprint = str(about["fingerprint"])
         self._channels = tuple(about["channels"])
         self._names = [output.name for output in encoder.get_outputs()]
