@@ -66,6 +66,7 @@ def test_a_shared_bias_is_corrected_for_each_convolution() -> None:
     x = rng.random((1, 4, 5, 6)).astype(np.float32)
     relu = np.maximum(np.einsum("oi,bihw->bohw", weights["u"][..., 0, 0], x) + 0.5, 0)
     _correct_biases(model, ["1", "2"], [{"x": x}])
+    assert "b" not in [c.name for c in model.graph.initializer]
     found = {c.name: onnx.numpy_helper.to_array(c) for c in model.graph.initializer}
     for node, values in ((model.graph.node[0], x), (model.graph.node[2], relu)):
         w = weights[node.input[1]][..., 0, 0]

@@ -182,8 +182,10 @@ def _correct_biases(model: Any, names: list[str], feeds: list[dict[str, Array]])
         if node.op_type == "Conv" and node.name in names and {*node.input[2:]} & constants.keys()
     ]
     means = _channel_means(model, {node.input[0] for node in convolutions}, feeds)
+    replaced: set[str] = set()
     for node in convolutions:
         x, weight, bias = node.input
+        replaced.add(bias)
         given = numpy_helper.to_array(constants[bias])
         w = numpy_helper.to_array(constants[weight])
         scale = np.abs(w).max((1, 2, 3), keepdims=True).clip(min=1e-12) / LARGEST
@@ -194,6 +196,9 @@ def _correct_biases(model: Any, names: list[str], feeds: list[dict[str, Array]])
         node.input[2] = f"{node.name}.corrected_bias"  # its own: equal biases share a constant
         corrected = (given + shift).astype(np.float32)
         model.graph.initializer.append(numpy_helper.from_array(corrected, node.input[2]))
+    used = {name for node in model.graph.node for name in node.input}
+    for bias in replaced - used:
+        model.graph.initializer.remove(constants[bias])
 
 
 def _channel_means(
