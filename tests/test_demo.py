@@ -123,7 +123,7 @@ class Visitor:
     def use(self, tool: str) -> None:
         """Choose how to mark."""
         self.page.locator("#tool").get_by_text(tool, exact=True).click()
-        self.page.wait_for_timeout(1000)  # until the canvas knows
+        self.page.wait_for_selector(f'[data-tool="{demo_events.TOOLS[tool]}"] canvas')
 
     def stroke(self, *places: tuple[float, float]) -> None:
         """Move the mouse over the picture: shares of its width and height."""
@@ -132,12 +132,13 @@ class Visitor:
         points = [
             (frame["x"] + x * frame["width"], frame["y"] + y * frame["height"]) for x, y in places
         ]
+        revision = self.page.get_attribute("[data-revision]", "data-revision")
         self.page.mouse.move(*points[0])
         self.page.mouse.down()
         for point in points[1:]:
             self.page.mouse.move(*point, steps=4)
         self.page.mouse.up()
-        self.page.wait_for_selector('[aria-busy="false"] canvas')
+        self.page.wait_for_selector(f'[data-revision]:not([data-revision="{revision}"]) canvas')
 
     def give_mask(self, file: Path) -> None:
         """Upload the mask of the picture."""

@@ -34,6 +34,8 @@ function draw() {
 
 function show() {
   element.setAttribute("aria-busy", "false");
+  element.dataset.tool = props.value?.tool || "";
+  element.dataset.revision = props.value?.revision || 0;
   picture.onload = draw;
   picture.src = props.value?.image || "";
   draw();
