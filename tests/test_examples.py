@@ -116,12 +116,12 @@ def test_torchrun(particles: Path, small: list[str], tmp_path: Path) -> None:
     options = [*small, "--every", "1", "--batch", "2"]
     start("finetune_torch", particles, tmp_path, *options, "--steps", "2", processes=2)
     assert [step for step, _ in read_curve(tmp_path)] == [0, 1, 2]
-    assert moved(tmp_path / "model")
     before = HDMNet.from_pretrained(tmp_path / "model").state_dict()
     start("finetune_torch", particles, tmp_path, *options, "--steps", "3", "--resume", processes=2)
     assert [step for step, _ in read_curve(tmp_path)] == [0, 1, 2, 3]
     after = HDMNet.from_pretrained(tmp_path / "model").state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert moved(tmp_path / "model")
 
 
 def moved(model: Path) -> bool:

@@ -111,12 +111,10 @@ class TestFiftyOne:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        for query in QUERIES:
-            shutil.copy(query, tmp_path / f"{query.parent.name}_{query.name}")
         photos = tmp_path / "photos"
         photos.mkdir()
-        for path in tmp_path.glob("*.jpg"):
-            path.replace(photos / path.name)
+        for query in QUERIES:
+            shutil.copy(query, photos / f"{query.parent.name}_{query.name}")
         for name, one in sets.items():
             one.save(tmp_path / f"{name}.safetensors")
         monkeypatch.chdir(tmp_path)
