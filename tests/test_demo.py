@@ -11,6 +11,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -132,13 +133,20 @@ class Visitor:
         points = [
             (frame["x"] + x * frame["width"], frame["y"] + y * frame["height"]) for x, y in places
         ]
-        revision = self.page.get_attribute("[data-revision]", "data-revision")
-        self.page.mouse.move(*points[0])
-        self.page.mouse.down()
-        for point in points[1:]:
-            self.page.mouse.move(*point, steps=4)
-        self.page.mouse.up()
-        self.page.wait_for_selector(f'[data-revision]:not([data-revision="{revision}"]) canvas')
+        with self.new_view():
+            self.page.mouse.move(*points[0])
+            self.page.mouse.down()
+            for point in points[1:]:
+                self.page.mouse.move(*point, steps=4)
+            self.page.mouse.up()
+
+    @contextmanager
+    def new_view(self) -> Iterator[None]:
+        """Wait until the server has answered what is done inside, which changes "Show it"."""
+        before = self.page.get_attribute("[data-revision]", "data-revision")
+        yield
+        changed = f'[data-revision]:not([data-revision="{before}"]) canvas'
+        self.page.wait_for_selector(changed, state="attached")
 
     def give_mask(self, file: Path) -> None:
         """Upload the mask of the picture."""
@@ -152,15 +160,14 @@ class Visitor:
         """Type the name of a class."""
         box = self.page.locator("#class input")
         box.fill(name)
-        box.press("Enter")
-        self.page.wait_for_timeout(1500)
+        with self.new_view():
+            box.press("Enter")
 
     def search(self, *files: Path) -> None:
         """Upload pictures to segment."""
+        before = self.page.locator("#listed code").count()
         self._upload("#queries", files)
-        self.page.wait_for_function(
-            "name => document.body.innerText.includes(name)", arg=files[-1].name
-        )
+        self.page.locator("#listed code").nth(before + len(files) - 1).wait_for()
 
     def segment(self, count: int) -> list[str]:
         """Segment, and return the captions."""
@@ -345,8 +352,8 @@ def test_several_classes_and_a_negative(visit: Callable[..., Visitor], model: HD
         visitor.give_mask(folder / "support_1.png")
     visitor.name_class("fish")
     visitor.show(PERSON / "support_2.jpg")
-    visitor.page.locator("#negative input").check()
-    visitor.page.wait_for_timeout(1500)
+    with visitor.new_view():
+        visitor.page.locator("#negative input").check()
     visitor.search(PERSON / "query_1.jpg")
     (caption,) = visitor.segment(1)
     assert "fish: presence" in caption
@@ -425,10 +432,10 @@ def test_uploads_are_deleted_but_not_those_of_others(
     assert same.exists()
     assert running.exists()
     os.utime(same, (soon, soon))  # it came again
-    demo_events._delete(same)
+    demo_events._delete([same])
     assert same.exists()
     os.utime(same, (1, 1))
-    demo_events._delete(same)
+    demo_events._delete([same])
     assert list(tmp_path.iterdir()) == [running]
 
 
@@ -616,18 +623,17 @@ def test_what_is_no_image(visit: Callable[..., Visitor], tmp_path: Path) -> None
     visitor = visit()
     visitor.page.click("#segment")
     visitor.wait_for_message("there is no picture to segment yet")
-    visitor._upload("#supports", (tmp_path / "notes.jpg",))
+    with visitor.new_view():
+        visitor._upload("#supports", (tmp_path / "notes.jpg",))
     visitor.wait_for_message("notes.jpg cannot be read as an image")
     visitor._upload("#supports", (tmp_path / "huge.jpg",))
     visitor.wait_for_message("maximum allowed size")
-    visitor.page.wait_for_timeout(2000)  # the field is empty again
     visitor.show(FISH / "support_1.jpg")
     visitor.search(FISH / "query_1.jpg")
     visitor.page.click("#segment")
     visitor.wait_for_message("nothing is marked in support_1.jpg")
     visitor.give_mask(FISH / "support_1.png")
-    visitor._upload("#queries", (tmp_path / name,))
-    visitor.page.wait_for_timeout(2000)
+    visitor.search(tmp_path / name)
     assert len(visitor.segment(2)) == 2
     assert visitor.page.title() == "hdmnet"
 

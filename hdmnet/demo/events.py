@@ -252,38 +252,42 @@ def _find(supports: list[Support], name: str | None) -> Support | None:
 def _read(files: list[str] | None, room: int, read: Callable[[str], Any]) -> list[Any]:
     """Read uploads and delete them. What cannot be read gets a message."""
     found: list[Any] = []
-    for path in files or []:
-        try:
-            if len(found) < room:
-                found.append(read(path))
-            else:
-                gr.Warning(f"{Path(path).name} is left out: there are too many pictures")
-        except ValueError as error:
-            gr.Warning(str(error))
-        finally:
-            discard(path)
+    uploads = files or []
+    try:
+        for path in uploads:
+            try:
+                if len(found) < room:
+                    found.append(read(path))
+                else:
+                    gr.Warning(f"{Path(path).name} is left out: there are too many pictures")
+            except ValueError as error:
+                gr.Warning(str(error))
+    finally:
+        discard(*uploads)
     return found
 
 
-def discard(upload: str) -> None:
-    """Delete an upload soon, see `KEPT`."""
-    timer = Timer(KEPT, _delete, [Path(upload)])
+def discard(*uploads: str) -> None:
+    """Delete uploads soon, see `KEPT`."""
+    timer = Timer(KEPT, _delete, [[Path(upload) for upload in uploads]])
     timer.daemon = True  # the whole folder goes when the server ends
     timer.start()
 
 
-def _delete(upload: Path) -> None:
-    """Delete an upload, unless it came again, and the empty files that Gradio leaves of others."""
+def _delete(uploads: list[Path]) -> None:
+    """Delete uploads that did not come again, and the empty files that Gradio leaves of others."""
     old = time.time() - KEPT
-    with suppress(OSError):
-        if upload.stat().st_mtime <= old:
-            upload.unlink()
-            upload.parent.rmdir()  # fails while it holds the same picture of another name
-    for placeholder in upload.parent.parent.glob("tmp*"):
+    for upload in uploads:
         with suppress(OSError):
-            about = placeholder.stat()
-            if about.st_size == 0 and about.st_mtime <= old:
-                placeholder.unlink()
+            if upload.stat().st_mtime <= old:
+                upload.unlink()
+                upload.parent.rmdir()  # fails while it holds the same picture of another name
+    for folder in {upload.parent.parent for upload in uploads}:
+        for placeholder in folder.glob("tmp*"):
+            with suppress(OSError):
+                about = placeholder.stat()
+                if about.st_size == 0 and about.st_mtime <= old:
+                    placeholder.unlink()
 
 
 def _choice(threshold: float, rule: bool, presence: float) -> Choice:

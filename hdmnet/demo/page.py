@@ -138,7 +138,7 @@ def build(events: Events) -> gr.Blocks:
             with gr.Column(min_width=320):
                 gr.Markdown("## 2. Look for it")
                 search = _upload("Pictures to segment", "queries")
-                listed = gr.Markdown(visible=False)
+                listed = gr.Markdown(visible=False, elem_id="listed")
                 twice = gr.Checkbox(
                     label="Look twice (self-support)",
                     info="The first answer becomes one more support. It takes twice the time.",
