@@ -3,7 +3,8 @@
     python benchmarks/command_line.py PHOTOS --images 200 --rounds 2
 
 PHOTOS is a folder of photographs. They are reduced to 500 × 375 pixels. The command's time includes
-the start of the model, but not of Python.
+the start of the model, but not of Python. Each command runs between two loops, and is compared with
+their mean: a machine may get slower or faster in minutes.
 """
 
 import argparse
@@ -58,11 +59,13 @@ def main() -> None:
                     raise
 
         model.predict(paths[0], fish)
-        for _ in range(args.rounds):
-            bare = seconds(loop)
-            for options in ([], ["--overlay"]):
-                ratio = bare / seconds(lambda: command("--overwrite", *options))  # noqa: B023
-                print(f"{' '.join(options) or 'masks'}: {ratio:.2f} of the rate of the loop")
+        before = seconds(loop)
+        for options in [[], ["--overlay"]] * args.rounds:
+            took = seconds(lambda: command("--overwrite", *options))  # noqa: B023
+            after = seconds(loop)
+            ratio = (before + after) / 2 / took
+            print(f"{' '.join(options) or 'masks'}: {ratio:.2f} of the rate of the loop", flush=True)
+            before = after
 
 
 if __name__ == "__main__":

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,10 +30,13 @@ from hdmnet.cli.options import (
 
 if TYPE_CHECKING:
     from hdmnet.images import ImageLike
+    from hdmnet.model import HDMNet
 
 AHEAD = 3
-"""Images that are read before their turn, and answers that wait to be written."""
-READERS = 2
+"""Batches that wait until a thread has time for them, or for the answer to one before them."""
+MOST_THREADS = 8
+"""Most threads that segment, each with memory for a batch. They share more cores than these."""
+GPU_THREADS = 3
 SAVED = ("presence_threshold", "refine", "tile", "self_support")
 """Options of `predict` that change answers."""
 MOST_FAILED = 100
@@ -127,14 +132,15 @@ def segment(
     todo = answers.todo(found, overwrite=overwrite)
     if skipped := len(found) - len(todo):
         click.echo(f"skipped: {skipped} of {len(found)} images have an answer already", err=True)
-    waiting: deque[ImageLike] = deque()
-    results = network.predict_iter(
-        _read_ahead(todo.values(), waiting),
-        sets if classes else sets[""],
-        augment=hdmnet.Augment(flip=True) if flip else None,
-        **options,
+    failed = _run(
+        todo,
+        _Work(
+            network,
+            sets if classes else sets[""],
+            {"augment": hdmnet.Augment(flip=True) if flip else None, **options},
+            answers,
+        ),
     )
-    failed = _run(todo, results, waiting, answers)
     click.echo(f"answers written to {out}: {len(todo) - failed}; images failed: {failed}", err=True)
     return min(failed, MOST_FAILED)
 
@@ -180,49 +186,73 @@ def _sources(shown: Any) -> Iterator[str | Path]:
         yield Path(part) if isinstance(part, str) else repr(part)
 
 
-def _compute_alone() -> None:
-    """Let the operations of this thread use one core.
+@dataclass(frozen=True)
+class _Work:
+    """What is done with each image: read it, segment it, write its answer."""
 
-    Otherwise PyTorch starts more threads for it, whose waiting takes a fifth of the model's time.
+    network: HDMNet
+    shown: Any
+    """The encoded supports, as for `predict`."""
+    options: dict[str, Any]
+    """Options of `predict`."""
+    answers: Answers
+    writing: Lock = field(default_factory=Lock)
+
+    def __call__(self, part: Sequence[tuple[str, Path]]) -> list[str]:
+        """Segment a batch of images. Return an error for each that failed."""
+        images = [_read(path) for _, path in part]
+        found: Iterator[Any] = self.network.predict_iter(images, self.shown, **self.options)
+        errors = []
+        for (name, path), image, answer in zip(part, images, found, strict=True):
+            if isinstance(answer, Exception):
+                errors.append(str(answer))
+                continue
+            try:
+                with self.writing:
+                    self.answers.write(name, path, image, answer)
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG:
+                    raise
+                errors.append(f"{path}: its name is too long for the files of its answer")
+        return errors
+
+
+def _read(path: Path) -> ImageLike:
+    """Read an image. A path that cannot be read stays as it is: `predict_iter` makes the error."""
+    try:
+        return hdmnet.load_image(path)
+    except (OSError, ValueError):
+        return path
+
+
+def _in_threads(work: _Work, parts: Sequence[Sequence[Any]]) -> Generator[list[str]]:
+    """Yield the errors of each batch, in their order.
+
+    On a processor, threads that compute an image each with one core take less time than one image
+    after the other with all cores: they never wait for each other. On a GPU, one thread computes
+    while the others read and write.
     """
     import torch
 
-    torch.set_num_threads(1)
+    cores = torch.get_num_threads()
+    on_cpu = next(work.network.parameters()).device.type == "cpu"
+    workers = max(1, min(cores if on_cpu else GPU_THREADS, MOST_THREADS, len(parts)))
+    share = max(1, cores // workers)
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,))
+    waiting: deque[Future[list[str]]] = deque()
+    try:
+        for part in parts:
+            waiting.append(pool.submit(work, part))
+            if len(waiting) > workers + AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _read_ahead(paths: Iterable[Path], waiting: deque[ImageLike]) -> Iterator[ImageLike]:
-    """Yield images that threads read, and put each into `waiting` too.
-
-    A path that cannot be read is yielded as it is: `predict_iter` makes the error.
-    """
-
-    def read(path: Path) -> ImageLike:
-        try:
-            return hdmnet.load_image(path)
-        except (OSError, ValueError):
-            return path
-
-    def next_image() -> ImageLike:
-        waiting.append(ahead.popleft().result())
-        return waiting[-1]
-
-    ahead: deque[Future[ImageLike]] = deque()
-    with ThreadPoolExecutor(READERS, initializer=_compute_alone) as pool:
-        for path in paths:
-            ahead.append(pool.submit(read, path))
-            if len(ahead) > AHEAD:
-                yield next_image()
-        while ahead:
-            yield next_image()
-
-
-def _run(
-    todo: dict[str, Path],
-    results: Iterator[Any],
-    waiting: deque[ImageLike],
-    answers: Answers,
-) -> int:
-    """Write the answers as they come, with a progress bar. Return how many images failed."""
+def _run(todo: dict[str, Path], work: _Work) -> int:
+    """Segment the images, with a progress bar. Return how many failed."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -232,54 +262,29 @@ def _run(
         TimeRemainingColumn,
     )
 
-    failed = 0
-    writes: deque[Future[str]] = deque()
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     progress = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
-
-    def count(error: object) -> int:
-        progress.console.print(f"failed: {error}", markup=False, soft_wrap=True)
-        return 1
-
-    def settle(most: int) -> int:
-        """Wait until few writes are left. Return how many failed."""
-        lost = 0
-        while len(writes) > most or (writes and writes[0].done()):
-            error = writes.popleft().result()
-            lost += count(error) if error else 0
-        return lost
-
+    size = work.options["batch_size"] or 1
+    pairs = list(todo.items())
+    parts = [pairs[i : i + size] for i in range(0, len(pairs), size)]
+    failed = 0
+    errors = _in_threads(work, parts)
     # The first answer comes before the bar: it tells whether the supports fit the model.
-    pairs = zip(todo.items(), results, strict=True)
-    first = list(islice(pairs, 1))
+    first = list(islice(errors, 1))
     try:
-        with progress, ThreadPoolExecutor(1, initializer=_compute_alone) as writer:
+        with progress:
             task = progress.add_task("", total=len(todo), rate="")
-            for (name, path), answer in chain(first, pairs):
-                image = waiting.popleft()
-                if isinstance(answer, Exception):
-                    failed += count(answer)
-                else:
-                    writes.append(writer.submit(_write, answers, name, path, image, answer))
-                failed += settle(AHEAD)
-                progress.advance(task)
+            for part, lost in zip(parts, chain(first, errors), strict=True):
+                for error in lost:
+                    progress.console.print(f"failed: {error}", markup=False, soft_wrap=True)
+                failed += len(lost)
+                progress.advance(task, len(part))
                 speed = progress.tasks[task].speed
                 progress.update(task, rate=f"{speed:.1f} images/s" if speed else "")
-            failed += settle(0)
     except KeyboardInterrupt:
         click.echo("whole answers are kept: repeat the command to go on", err=True)
         raise
     finally:
-        answers.finish()
+        errors.close()
+        work.answers.finish()
     return failed
-
-
-def _write(answers: Answers, name: str, path: Path, image: ImageLike, answer: Any) -> str:
-    """Write one answer. Return an error that concerns only this one, or an empty text."""
-    try:
-        answers.write(name, path, image, answer)
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        return f"{path}: its name is too long for the files of its answer"
-    return ""
