@@ -64,7 +64,9 @@ def main() -> None:
             took = seconds(lambda: command("--overwrite", *options))  # noqa: B023
             after = seconds(loop)
             ratio = (before + after) / 2 / took
-            print(f"{' '.join(options) or 'masks'}: {ratio:.2f} of the rate of the loop", flush=True)
+            print(
+                f"{' '.join(options) or 'masks'}: {ratio:.2f} of the rate of the loop", flush=True
+            )
             before = after
 
 

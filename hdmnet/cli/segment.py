@@ -228,9 +228,8 @@ def _read(path: Path) -> ImageLike:
 def _in_threads(work: _Work, parts: Sequence[Sequence[Any]]) -> Generator[list[str]]:
     """Yield the errors of each batch, in their order.
 
-    On a processor, threads that compute an image each with one core take less time than one image
-    after the other with all cores: they never wait for each other. On a GPU, one thread computes
-    while the others read and write.
+    On a CPU, each thread computes an image with its share of the cores, so one that reads or writes
+    keeps no core waiting. On a GPU, one thread computes while the others read and write.
     """
     import torch
 
