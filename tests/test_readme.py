@@ -108,7 +108,7 @@ def options_of_script(words: list[str], folder: Path) -> set[str]:
     """Read the options of a script, or of the one that makes its parser."""
     if words[0] == "-m":
         script = find_spec(words[1]).origin if words[1] != "venv" else None
-        paths = [Path(script)] if script else []
+        paths = [Path(script), Path(script).with_name("__main__.py")] if script else []
     else:
         found = [place / words[0] for place in (ROOT, folder) if (place / words[0]).is_file()]
         assert found or words[0] == "-", words
