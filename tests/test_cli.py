@@ -437,6 +437,7 @@ def test_bad_images_are_counted(
     error = capfd.readouterr().err
     assert error.count("failed: image") == 2
     assert f"{photos}/bad.jpg" in error.replace("\n", "")
+    assert error.index("bad.jpg") < error.index("empty.png")
     assert f"answers written to {out}: 2; images failed: 2" in error.replace("\n", "")
     assert {x.name for x in out.rglob("*.png")} == {"a.png", "b.v2.png"}
 
@@ -612,15 +613,23 @@ def test_interrupted(masked: list[str], photos: Path, tmp_path: Path) -> None:
     assert len(json.loads((out / "coco.json").read_text())["images"]) == 42
 
 
-def test_completion() -> None:
+@pytest.mark.parametrize(
+    ("shell", "word", "expected"),
+    [
+        ("bash", "2", "plain,--support\n"),
+        ("zsh", "2", "plain\n--support\nAn image that shows it.\n"),
+        ("fish", "--sup", "plain,--support\tAn image that shows it.\n"),
+    ],
+)
+def test_completion(shell: str, word: str, expected: str) -> None:
     """The shell completes commands and options."""
-    environment = os.environ | {"COMP_WORDS": "hdmnet segment --sup", "COMP_CWORD": "2"}
-    environment["_HDMNET_COMPLETE"] = "bash_complete"
+    environment = os.environ | {"COMP_WORDS": "hdmnet segment --sup", "COMP_CWORD": word}
+    environment["_HDMNET_COMPLETE"] = f"{shell}_complete"
     code = "import sys; sys.argv = ['hdmnet']; from hdmnet.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )
-    assert done.stdout == "plain,--support\n", done.stderr
+    assert done.stdout == expected, done.stderr
 
 
 def commands(page: str) -> list[list[str]]:

@@ -234,8 +234,9 @@ def _in_threads(work: _Work, parts: Sequence[Sequence[Any]]) -> Generator[list[s
     import torch
 
     cores = torch.get_num_threads()
-    on_cpu = next(work.network.parameters()).device.type == "cpu"
-    workers = max(1, min(cores if on_cpu else GPU_THREADS, MOST_THREADS, len(parts)))
+    device = next(work.network.parameters()).device.type
+    most = {"cpu": cores, "cuda": GPU_THREADS}.get(device, 1)  # others are not made for threads
+    workers = max(1, min(most, MOST_THREADS, len(parts)))
     share = max(1, cores // workers)
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,))
     waiting: deque[Future[list[str]]] = deque()
@@ -268,9 +269,9 @@ def _run(todo: dict[str, Path], work: _Work) -> int:
     parts = [pairs[i : i + size] for i in range(0, len(pairs), size)]
     failed = 0
     errors = _in_threads(work, parts)
-    # The first answer comes before the bar: it tells whether the supports fit the model.
-    first = list(islice(errors, 1))
     try:
+        # The first answer comes before the bar: it tells whether the supports fit the model.
+        first = list(islice(errors, 1))
         with progress:
             task = progress.add_task("", total=len(todo), rate="")
             for part, lost in zip(parts, chain(first, errors), strict=True):
