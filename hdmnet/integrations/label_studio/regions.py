@@ -1,6 +1,7 @@
 """What Label Studio's tasks, labeling interfaces and regions mean."""
 
 import os
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,13 +9,15 @@ import numpy as np
 from label_studio_sdk import LabelStudio
 from label_studio_sdk._extensions.label_studio_tools.core.label_config import parse_config
 from label_studio_sdk._extensions.label_studio_tools.core.utils.io import get_local_path
-from label_studio_sdk.converter.brush import decode_rle
+from label_studio_sdk.converter.brush import decode_rle, mask2rle
 from PIL import Image, ImageDraw
 
 from hdmnet.annotations import Box
 from hdmnet.base import FewShotModel
+from hdmnet.segmentation import Segmentation
 
 Json = Mapping[str, Any]
+KINDS = ("brushlabels", "polygonlabels", "rectanglelabels")
 
 
 def find_brush(label_config: str) -> tuple[str, dict[str, Any]]:
@@ -42,7 +45,46 @@ def client() -> LabelStudio:
     )
 
 
-def draw_region(model: FewShotModel, image: str, region: Json) -> np.ndarray:
+def read_masks(
+    model: FewShotModel, label_config: str, task: Json, annotation: Json
+) -> dict[str, dict[str, np.ndarray]]:
+    """Return the masks that an annotation shows, by label and by the file of the image.
+
+    Args:
+        model: It makes masks of rectangles.
+        label_config: The labeling interface.
+        task: The task of the annotation.
+        annotation: The annotation.
+    """
+    tags = parse_config(label_config)
+    images: dict[str, str] = {}  # by tag: each costs requests
+    masks: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
+    for region in annotation["result"]:
+        if (kind := region.get("type")) in KINDS:
+            name = region["from_name"]
+            images[name] = image = images.get(name) or download_image(task, tags[name])
+            drawn = _draw(model, image, region)
+            for label in region["value"][kind]:
+                masks[label][image] = drawn | masks[label].get(image, False)
+    return masks
+
+
+def brush_region(label: str, answer: Segmentation, name: str, tag: Json) -> Json:
+    """Turn the answer for a label into a region of the BrushLabels `name`."""
+    height, width = answer.mask.shape
+    rle = mask2rle(answer.mask.numpy().astype(np.uint8) * 255)
+    return {
+        "type": "brushlabels",
+        "from_name": name,
+        "to_name": tag["to_name"][0],
+        "original_width": width,
+        "original_height": height,
+        "value": {"format": "rle", "rle": rle, "brushlabels": [label]},
+        "score": answer.probability[answer.mask].mean().item(),
+    }
+
+
+def _draw(model: FewShotModel, image: str, region: Json) -> np.ndarray:
     """Return the mask (H, W) of a region. Its coordinates are percents of the image."""
     value, size = region["value"], (region["original_width"], region["original_height"])
     if region["type"] == "brushlabels":
