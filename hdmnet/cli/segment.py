@@ -262,11 +262,11 @@ def _run(todo: dict[str, Path], work: _Work) -> int:
         TimeRemainingColumn,
     )
 
+    from hdmnet.classes import batched
+
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     progress = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
-    size = work.options["batch_size"] or 1
-    pairs = list(todo.items())
-    parts = [pairs[i : i + size] for i in range(0, len(pairs), size)]
+    parts = list(batched(todo.items(), work.options["batch_size"] or 1))
     failed = 0
     errors = _in_threads(work, parts)
     try:

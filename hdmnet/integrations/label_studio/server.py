@@ -2,12 +2,11 @@
 
 import json
 import logging
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 from hdmnet.integrations.label_studio.backend import FewShotBackend
+from hdmnet.integrations.label_studio.regions import Json
 
 logger = logging.getLogger(__name__)
 
@@ -58,13 +57,13 @@ class _Handler(BaseHTTPRequestHandler):
             logger.exception("a request that cannot be answered")
             self._send(400, {"error": f"{type(error).__name__}: {error}"})
 
-    def _handle(self, event: Mapping[str, Any]) -> None:
+    def _handle(self, event: Json) -> None:
         try:
             self.server.backend.handle(event)
         except Exception:
             logger.exception("an event that cannot be handled")
 
-    def _send(self, status: int, body: Mapping[str, Any]) -> None:
+    def _send(self, status: int, body: Json) -> None:
         data = json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
