@@ -98,29 +98,30 @@ class Supports:
         """Encode one support, and compare its mask with the true one."""
         key = kind, index, label
         if key not in self._sets:
-            labels = self.source.label(index)
+            labels, image = self.source.label(index), self.source.image(index)
             true = np.where(labels == VOID, 255, labels == label).astype(np.uint8)
-            mask = self._mask(kind, index, label, true)
+            given, mask = self._mark(kind, index, label, true)
             counted, union = true != 255, (mask == 1) | (true == 1)
             self.ious[key] = ((mask == 1) & (true == 1)).sum() / (union & counted).sum()
-            self._sets[key] = self.model.encode_supports(self.source.image(index), mask)
+            self._sets[key] = self.model.encode_supports(image, given)
         return self._sets[key]
 
-    def _mask(
+    def _mark(
         self, kind: str, index: int, label: int, true: NDArray[np.uint8]
-    ) -> NDArray[np.uint8]:
+    ) -> tuple[NDArray[np.uint8] | Annotation, NDArray[np.uint8]]:
+        """Return what marks the object, and the mask that it stands for."""
         if kind == "mask":
-            return true
+            return true, true
         if kind == "filled box":
-            return (draw_box(true == 1).seeds(true.shape) > 0).byte().numpy()
+            filled = (draw_box(true == 1).seeds(true.shape) > 0).byte().numpy()
+            return filled, filled
+        annotation = draw(kind, true == 1, np.random.RandomState([self.seed, index, label]))
         file = self.folder / kind / f"{self.source.ids[index]}_{label}.png"
         if not file.is_file():
-            rng = np.random.RandomState([self.seed, index, label])
-            annotation = draw(kind, true == 1, rng)
             mask = self.model.pseudo_mask(self.source.image(index), annotation)
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(mask.mul(255).numpy()).save(file)
-        return load_mask(file).numpy()
+        return annotation, load_mask(file).numpy()
 
 
 def score(supports: Supports, episodes: EpisodeSampler) -> str:

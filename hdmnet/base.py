@@ -55,7 +55,8 @@ class FewShotModel(Predictor, HubMixin):
 
         Args:
             supports: (B, K, 3, H, W) RGB, normalised with `backbone.mean` and `backbone.std`.
-            masks: (B, K, H, W): 1 = object, 255 = ignore, 0 = background.
+            masks: (B, K, H, W): 1 = object, 255 = ignore, 0 = background. 2 = background close to
+                an object whose border is not exact, as annotations give: a backbone may see it.
 
         Returns:
             The encoded supports, without a fingerprint.

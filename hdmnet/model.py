@@ -29,6 +29,7 @@ from hdmnet.nn.priors import (
 from hdmnet.nn.psp import PyramidPooling
 from hdmnet.nn.style import gram_distance, gram_matrix
 from hdmnet.output import Features, HDMNetOutput, QueryFeatures
+from hdmnet.preprocess import SEEN
 from hdmnet.supports import SupportSet
 
 REDUCED_DIM = 256  # channels of the reduced features q and s
@@ -144,7 +145,8 @@ class HDMNet(HDMNetInference):
         Args:
             query: (B, 3, H, W) RGB, normalised with `backbone.mean` and `backbone.std`.
             supports: (B, K, 3, H', W') RGB, normalised in the same way.
-            masks: (B, K, H', W') support masks: 1 = object, 255 = ignore, 0 = background.
+            masks: (B, K, H', W') support masks: 1 = object, 2 = background that the backbone sees
+                all the same, 255 = ignore, 0 = background.
             base_class: (B,) long in 0 … base_classes - 1, in training: the base class that each
                 episode asks for.
 
@@ -175,7 +177,7 @@ class HDMNet(HDMNetInference):
         """
         _checks.check_images("supports", supports, "B, K, 3, H, W", self.smallest_size)
         _checks.check_masks(masks, supports)
-        masked = supports * (masks == 1)[:, :, None].to(supports.dtype)
+        masked = supports * ((masks == 1) | (masks == SEEN))[:, :, None].to(supports.dtype)
         if needs_all_at_once(self.pretrained_parts()):
             features = self.backbone(rearrange(masked, "b k c h w -> (b k) c h w"))
             return self.encode_features(features, masks)

@@ -35,7 +35,7 @@ from hdmnet.nn.backbone import FeaturePyramid
 from hdmnet.options import Options, PredictOptions, as_integer
 from hdmnet.output import Matches
 from hdmnet.preprocess import resize_image, resize_label
-from hdmnet.pseudo import Guess
+from hdmnet.pseudo import Guess, with_margin
 from hdmnet.rating import SupportRating, compare, rate
 from hdmnet.refinement import refine as refine_borders
 from hdmnet.segmentation import MulticlassSegmentation, Segmentation
@@ -143,9 +143,9 @@ class Predictor(nn.Module, ABC):
         for i, (given, its_mask) in enumerate(zip(images, mask_list, strict=True)):
             with naming(f"support {i}: " if len(images) > 1 else ""):
                 image = load_image(given)
-                label = self._load_mask(its_mask, image)
+                label = self._prepare_mask(its_mask, image)
             # At once: many photographs of full size would need much memory.
-            prepared.append((self._prepare(image), self._prepare_mask(label)))
+            prepared.append((self._prepare(image), label))
             if not (label == 1).any():
                 warnings.warn(
                     f"the mask of support {i} is empty: it shows nothing of the class, but it "
@@ -167,30 +167,28 @@ class Predictor(nn.Module, ABC):
         image = load_image(pair[0])
         mask = None
         if pair[1] is not None:
-            label = self._load_mask(pair[1], image)
-            if not (label == 1).any():
+            mask = self._prepare_mask(pair[1], image)[None]
+            if not (mask == 1).any():
                 raise ValueError("its mask is empty: give the image alone")
-            mask = self._prepare_mask(label)[None]
         with _evaluating(self):
             return self.encode_negative(self._prepare(image)[None], mask, supports)
 
-    def _load_mask(self, given: ImageLike | Annotation, image: Tensor) -> Tensor:
-        """(H, W) uint8 mask of an image (3, H, W), from a mask or an annotation."""
+    def _prepare_mask(self, given: ImageLike | Annotation, image: Tensor) -> Tensor:
+        """(image_size, image_size) mask of an image (3, H, W), on the model's device."""
+        size, device = (self.image_size, self.image_size), next(self.parameters()).device
         if isinstance(given, Annotation):
-            return self._pseudo_mask(image, given)
-        return load_mask(given, (image.shape[-2], image.shape[-1]))
-
-    def _prepare_mask(self, label: Tensor) -> Tensor:
-        """(H, W) → (image_size, image_size), on the model's device."""
-        size = (self.image_size, self.image_size)
-        return resize_label(label, size).to(next(self.parameters()).device)
+            label = resize_label(self._pseudo_mask(image, given), size).to(device)
+            return with_margin(label, given.seeds((image.shape[-2], image.shape[-1])))
+        label = load_mask(given, (image.shape[-2], image.shape[-1]))
+        return resize_label(label, size).to(device)
 
     def pseudo_mask(self, image: ImageLike, annotation: Annotation) -> Tensor:
         """Make the mask that `encode_supports` uses in place of a cheap annotation.
 
         The model segments the image, with the image itself and a guess of the object as support.
         This is repeated with the answer as guess (`hdmnet.pseudo`). It takes about as long as
-        encoding two supports and segmenting one query.
+        encoding two supports and segmenting one query. With the annotation itself, the backbone
+        also sees a margin around this mask; with the mask alone, it does not.
 
         Args:
             image: The support, as for `encode_supports`.

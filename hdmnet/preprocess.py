@@ -9,6 +9,8 @@ from hdmnet.nn._resize import nearest, widen_small
 
 IGNORE = 255
 """The label of pixels that take part in nothing: no loss, no score, no support."""
+SEEN = 2
+"""The label of pixels that the backbone sees, although they do not belong to the object."""
 
 
 def resize_image(image: Tensor, size: Sequence[int]) -> Tensor:

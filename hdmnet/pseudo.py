@@ -6,6 +6,9 @@
 The first guess g_0 is the inside of the box, or squares around the positive pixels. The threshold θ
 is 0.5, or 0.3 if the squares cover little, because they have to grow. Nothing is trained for this.
 The page docs/annotations.md compares it with other methods.
+
+The border of such a mask is not exact. So the backbone also sees a margin around it, which does not
+count as object: `with_margin`.
 """
 
 from collections.abc import Iterator
@@ -15,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hdmnet.annotations import UNKNOWN
-from hdmnet.preprocess import resize_label, resize_scores
+from hdmnet.preprocess import SEEN, resize_label, resize_scores
 
 ROUNDS = 2
 THRESHOLD = 0.5
@@ -23,6 +26,7 @@ SMALL, GROWING = 0.08, 0.3  # a first guess below this part of the image has a l
 REACH = 0.1  # of a positive pixel in the first guess, in heights and widths of the image
 SURE = 0.02  # of a positive or negative pixel in every guess
 LEAST = 0.002  # of the image: an answer that is smaller has lost the object
+MARGIN = 0.05  # around the mask, in heights and widths of the image
 
 
 class Guess:
@@ -65,6 +69,19 @@ class Guess:
         probability = resize_scores(self._probability[None, None], (height, width))[0, 0]
         mask = (probability > self._threshold).byte().where(self._seeds == UNKNOWN, self._seeds)
         return mask if mask.any() else (self._seeds == UNKNOWN).byte()  # a tiny box: fill it
+
+
+def with_margin(mask: Tensor, seeds: Tensor) -> Tensor:
+    """Label the margin of a mask as `SEEN`, but nothing that is surely background.
+
+    Args:
+        mask: (S, S), 1 = object, 0 = background, for the model.
+        seeds: (H, W) of the annotation, as for `Guess`.
+    """
+    size = (mask.shape[0], mask.shape[1])
+    possible = resize_label((seeds != 0).byte(), size).to(mask.device)
+    margin = _around(mask == 1, mask.shape[0], MARGIN) * possible
+    return mask.where((mask == 1) | (margin == 0), SEEN)
 
 
 def _around(pixels: Tensor, size: int, reach: float) -> Tensor:

@@ -27,14 +27,15 @@ def compare(probability: Tensor, label: Tensor, own: int) -> tuple[Tensor, Tenso
 
     Args:
         probability: (K, H, W) answers of each support, in [0, 1].
-        label: (H, W) mask of the image: 1 = object, 0 = background, 255 = ignore.
+        label: (H, W) mask of the image: 1 = object, 0 and 2 = background, 255 = ignore.
         own: The support whose image it is.
 
     Returns:
         (K,) correlations of the answers with the mask, and the mean correlation () of the answers
         of two other supports: 1 if there is only one other.
     """
-    maps = torch.cat([probability, label[None].to(probability.dtype)])[:, label != IGNORE].double()
+    truth = (label == 1)[None].to(probability.dtype)
+    maps = torch.cat([probability, truth])[:, label != IGNORE].double()
     maps = maps - maps.mean(dim=1, keepdim=True)
     maps = maps / maps.norm(dim=1, keepdim=True).clamp(min=1e-9)
     *answers, mask = maps @ maps.T

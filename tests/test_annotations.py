@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_same, make
-from PIL import Image
+from PIL import Image, ImageFilter
 from test_predict import picture
 
 from hdmnet import (
@@ -26,7 +26,8 @@ from hdmnet import (
 )
 from hdmnet.images import load_image
 from hdmnet.preprocess import resize_image, resize_label
-from hdmnet.pseudo import Guess
+from hdmnet.pseudo import MARGIN, Guess
+from hdmnet.rating import compare
 
 SIZE = (100, 80)  # height, width
 ANNOTATIONS = (
@@ -117,15 +118,24 @@ def scene() -> Image.Image:
 
 
 @each
-def test_pseudo_mask_is_what_the_support_becomes(model: HDMNet, annotation) -> None:
-    image = scene()
+def test_a_support_is_its_pseudo_mask_seen_with_a_margin(model: HDMNet, annotation) -> None:
+    image, side = scene(), model.image_size
     mask = model.pseudo_mask(image, annotation)
     assert (mask.shape, mask.dtype) == (SIZE, torch.uint8)
     assert mask.unique().tolist() == [0, 1]
     seeds = annotation.seeds(SIZE)
     assert (mask[seeds != 255] == seeds[seeds != 255]).all()
-    direct, by_mask = (model.predict(picture(), image, m) for m in (annotation, mask))
-    assert torch.equal(direct.probability, by_mask.probability)
+
+    x = model.backbone.normalise(resize_image(load_image(image), (side, side)))[None]
+    label = resize_label(mask, (side, side))
+    wide = Image.fromarray((label == 1).numpy()).convert("L")
+    wide = wide.filter(ImageFilter.MaxFilter(2 * round(MARGIN * side) + 1))
+    possible = resize_label((seeds != 0).byte(), (side, side)) == 1
+    seen = (torch.from_numpy(np.array(wide) > 0) & possible) | (label == 1)
+    assert (seen.sum() > label.sum()) == (not isinstance(annotation, Box))  # the box is full
+    with torch.no_grad():
+        expected = model.encode_features(model.backbone(x * seen), label[None, None])
+    assert_same(model.encode_supports(image, annotation).prototypes, expected.prototypes)
 
 
 def test_each_round_starts_from_the_answer_before(model: HDMNet) -> None:
@@ -148,9 +158,9 @@ def test_each_round_starts_from_the_answer_before(model: HDMNet) -> None:
 def test_mixed_with_masks(model: HDMNet) -> None:
     image = scene()
     given = [box_mask((20, 35, 60, 75), SIZE).numpy(), *ANNOTATIONS]
-    masks = [given[0], *(model.pseudo_mask(image, a) for a in ANNOTATIONS)]
-    a, b = (model.encode_supports([image] * 4, m) for m in (given, masks))
-    assert_same(a.prototypes, b.prototypes, 0)
+    first, *others = (model.encode_supports(image, one) for one in given)
+    together = model.encode_supports([image] * 4, given)
+    assert_same(together.prototypes, first.merge(*others).prototypes)
     masks_by_class = {"a": given[1], "b": given[2:]}
     many = model.predict(picture(), {"a": image, "b": [image, image]}, masks_by_class)
     alone = model.predict(picture(), [image, image], given[2:])
@@ -219,6 +229,17 @@ def test_any_network(monkeypatch: pytest.MonkeyPatch) -> None:
     network = PrototypeNet().eval()
     mask = network.pseudo_mask(scene(), ANNOTATIONS[1])
     assert mask.unique().tolist() == [0, 1]
+    assert network.predict(picture(), scene(), ANNOTATIONS[1]).mask.shape == (70, 90)
+
+
+def test_a_margin_counts_as_background_in_ratings(model: HDMNet) -> None:
+    image = scene()
+    masks = [box_mask((20, 35, 60, 75), SIZE), ANNOTATIONS[0], ANNOTATIONS[1]]
+    _, labels = model._prepare_supports([image] * 3, masks)
+    assert labels.unique().tolist() == [0, 1, 2]
+    probability = torch.rand(3, *labels.shape[1:])
+    plain = labels[1].where(labels[1] == 1, 0)
+    assert_same(compare(probability, labels[1], 1)[0], compare(probability, plain, 1)[0], 0)
 
 
 class TestGuess:

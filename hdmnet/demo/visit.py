@@ -81,6 +81,11 @@ class Support(Picture):
     def __post_init__(self) -> None:
         self.clear()
 
+    @property
+    def marked(self) -> Annotation | Tensor:
+        """The annotation, or else the mask: what the model gets."""
+        return self.annotation or self.mask
+
     def clear(self) -> None:
         """Remove the annotation."""
         self.annotation = None
@@ -255,7 +260,7 @@ class Visit:
             if name not in self._encoded:
                 positive, masks = self._positive(name)
                 negatives = [
-                    (s.image, s.mask) if s.mask.any() else s.image for s in supports if s.negative
+                    (s.image, s.marked) if s.mask.any() else s.image for s in supports if s.negative
                 ]
                 images = [support.image for support in positive]
                 self._encoded[name] = self._model.encode_supports(images, masks, negatives or None)
@@ -381,8 +386,8 @@ class Visit:
             if s.annotation is None and s.mask.any()
         }
 
-    def _positive(self, name: str) -> tuple[list[Support], list[Tensor]]:
-        """Return the supports of a class and their masks."""
+    def _positive(self, name: str) -> tuple[list[Support], list[Annotation | Tensor]]:
+        """Return the supports of a class, and what marks it in each."""
         supports = [s for s in self.classes[name] if not s.negative]
         if not supports:
             raise ValueError(
@@ -391,7 +396,7 @@ class Visit:
         for support in supports:
             if not support.mask.any():
                 raise ValueError(f"nothing is marked in {support.name}: mark {name}, or remove it")
-        return supports, [support.mask for support in supports]
+        return supports, [support.marked for support in supports]
 
     def _full_size(self, choice: Choice) -> Iterator[tuple[Picture, MulticlassSegmentation]]:
         """Yield the queries and their answers, in the size of the files."""
