@@ -185,10 +185,10 @@ class Predictor(nn.Module, ABC):
     def pseudo_mask(self, image: ImageLike, annotation: Annotation) -> Tensor:
         """Make the mask that `encode_supports` uses in place of a cheap annotation.
 
-        The model segments the image, with the image itself and a guess of the object as support.
-        This is repeated with the answer as guess (`hdmnet.pseudo`). It takes about as long as
-        encoding two supports and segmenting one query. With the annotation itself, the backbone
-        also sees a margin around this mask; with the mask alone, it does not.
+        The model segments the image, with the image itself and a guess of the object as support
+        (`hdmnet.pseudo`). It takes about as long as encoding a support and segmenting a query. With
+        the annotation, the backbone also sees a margin around this mask; with the mask alone, it
+        does not.
 
         Args:
             image: The support, as for `encode_supports`.
@@ -213,12 +213,9 @@ class Predictor(nn.Module, ABC):
         prepared = self._prepare(image)[None]
         guess = Guess(seeds, self.image_size)
         with _evaluating(self):
-            look = self.look_at(prepared)
-            for mask in guess.rounds():
-                own = self.encode(prepared[None], mask[None, None].to(prepared.device))
-                scores = next(self.match_sets(look, [[own]])).scores
-                guess.update(Segmentation.from_scores(scores, prepared.shape[-2:]).probability)
-        return guess.mask()
+            own = self.encode(prepared[None], guess.first[None, None].to(prepared.device))
+            scores = next(self.match_sets(self.look_at(prepared), [[own]])).scores
+        return guess.mask(Segmentation.from_scores(scores, prepared.shape[-2:]).probability)
 
     def rate_supports(self, supports: Supports, masks: Masks) -> list[SupportRating]:
         """Rate how well each support agrees with the others, to find wrong masks.
