@@ -346,14 +346,17 @@ class TestLabelStudio:
         width, height = Image.open(SUPPORT).size
         points = [(0, 0), (50, 0), (50, 100), (0, 100)]
         half = {"x": 50, "y": 10, "width": 40, "height": 30, "rotation": turn}
+        outline = region("outline", "polygonlabels", {"points": points})
+        frame = region("frame", "rectanglelabels", half)
         with backend(model, folder) as send:
-            send("webhook", **created(1, region("outline", "polygonlabels", {"points": points})))
-            send("webhook", **created(2, region("frame", "rectanglelabels", half)))
+            for number, regions in enumerate(((outline,), (frame,), (outline, frame)), start=1):
+                send("webhook", **created(number, *regions))
         left = np.zeros((height, width), bool)
         left[:, : width // 2] = True
         x, y, w, h = width / 2, height / 10, 0.4 * width, 0.3 * height
         box = Box(x, y, x + w, y + h) if turn == 0 else Box(x - h, y, x, y + w)
-        for number, mask in ((1, left), (2, box)):
+        both = left | (model.pseudo_mask(SUPPORT, box).numpy() > 0)
+        for number, mask in ((1, left), (2, box), (3, both)):
             (file,) = folder.glob(f"*/*/*/{number}/fish.safetensors")
             wanted = model.encode_supports(SUPPORT, mask).prototypes
             assert torch.allclose(SupportSet.load(file).prototypes, wanted, atol=1e-5)

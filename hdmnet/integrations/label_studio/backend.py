@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from hdmnet.annotations import Box
 from hdmnet.base import FewShotModel
 from hdmnet.integrations.label_studio.regions import (
     Json,
@@ -116,7 +117,7 @@ class FewShotBackend:
         try:
             masks = read_masks(self._model, project["label_config"], task, annotation)
             for label, shown in masks.items():
-                if all(mask.any() for mask in shown.values()):
+                if all(isinstance(mask, Box) or mask.any() for mask in shown.values()):
                     encoded = self._model.encode_supports(list(shown), list(shown.values()))
                     self._store.save(folder, label, encoded)
         except Exception:

@@ -47,26 +47,30 @@ def client() -> LabelStudio:
 
 def read_masks(
     model: FewShotModel, label_config: str, task: Json, annotation: Json
-) -> dict[str, dict[str, np.ndarray]]:
+) -> dict[str, dict[str, np.ndarray | Box]]:
     """Return the masks that an annotation shows, by label and by the file of the image.
 
+    What is marked by one rectangle alone is a `Box`.
+
     Args:
-        model: It makes masks of rectangles.
+        model: It makes masks of rectangles beside other regions.
         label_config: The labeling interface.
         task: The task of the annotation.
         annotation: The annotation.
     """
     tags = parse_config(label_config)
     images: dict[str, str] = {}  # by tag: each costs requests
-    masks: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
+    drawn: dict[str, dict[str, list[np.ndarray | Box]]] = defaultdict(lambda: defaultdict(list))
     for region in annotation["result"]:
         if (kind := region.get("type")) in KINDS:
             name = region["from_name"]
             images[name] = image = images.get(name) or download_image(task, tags[name])
-            drawn = _draw(model, image, region)
             for label in region["value"][kind]:
-                masks[label][image] = drawn | masks[label].get(image, False)
-    return masks
+                drawn[label][image].append(_draw(region))
+    return {
+        label: {image: _join(model, image, regions) for image, regions in shown.items()}
+        for label, shown in drawn.items()
+    }
 
 
 def brush_region(label: str, answer: Segmentation, name: str, tag: Json) -> Json:
@@ -84,8 +88,16 @@ def brush_region(label: str, answer: Segmentation, name: str, tag: Json) -> Json
     }
 
 
-def _draw(model: FewShotModel, image: str, region: Json) -> np.ndarray:
-    """Return the mask (H, W) of a region. Its coordinates are percents of the image."""
+def _join(model: FewShotModel, image: str, regions: list[np.ndarray | Box]) -> np.ndarray | Box:
+    if len(regions) == 1:
+        return regions[0]
+    masks = [model.pseudo_mask(image, r).numpy() if isinstance(r, Box) else r for r in regions]
+    joined: np.ndarray = np.logical_or.reduce(masks)
+    return joined
+
+
+def _draw(region: Json) -> np.ndarray | Box:
+    """Return the mask (H, W) or the box of a region. Its coordinates are percents of the image."""
     value, size = region["value"], (region["original_width"], region["original_height"])
     if region["type"] == "brushlabels":
         return decode_rle(value["rle"]).reshape(size[1], size[0], 4)[..., 3] > 127
@@ -99,5 +111,4 @@ def _draw(model: FewShotModel, image: str, region: Json) -> np.ndarray:
     x, y = np.array([value["x"], value["y"]]) * scale
     width, height = np.array([value["width"], value["height"]]) * scale
     corners = x + 1j * y + turn * np.array([0, width, 1j * height, width + 1j * height])
-    box = Box(corners.real.min(), corners.imag.min(), corners.real.max(), corners.imag.max())
-    return model.pseudo_mask(image, box).numpy() > 0
+    return Box(corners.real.min(), corners.imag.min(), corners.real.max(), corners.imag.max())
