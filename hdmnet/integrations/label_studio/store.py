@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from threading import RLock
+from threading import Lock
 from urllib.parse import quote, unquote
 
 import torch
@@ -27,13 +27,12 @@ class SupportStore:
     """
 
     def __init__(self, folder: Path, shots: int) -> None:
-        self._folder, self._shots, self._lock = folder, shots, RLock()
+        self._folder, self._shots, self._lock = folder, shots, Lock()
 
     def version(self, project: str) -> str:
         """Name the present supports of a project."""
         with self._lock:
-            files = [(str(path), path.stat().st_mtime_ns) for path in self._files(project)]
-        return f"hdmnet-{zlib.crc32(repr(files).encode()):08x}"
+            return _version(self._files(project))
 
     def load(
         self, project: str, labels: Sequence[str], device: torch.device
@@ -42,8 +41,9 @@ class SupportStore:
         files = defaultdict(list)
         supports = {}
         with self._lock:
-            version = self.version(project)
-            for path in self._files(project):
+            paths = self._files(project)
+            version = _version(paths)
+            for path in paths:
                 files[unquote(path.stem)].append(path)
             for label in labels:
                 if label in files:
@@ -73,3 +73,8 @@ class SupportStore:
             raise ValueError(f"expected a project such as 7.1790000000, got {project!r}")
         files = (self._folder / project).glob("*/*/*.safetensors")
         return sorted(files, key=lambda path: (int(path.parent.name), path.name))
+
+
+def _version(paths: Sequence[Path]) -> str:
+    files = [(str(path), path.stat().st_mtime_ns) for path in paths]
+    return f"hdmnet-{zlib.crc32(repr(files).encode()):08x}"
