@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ REDUCED_DIM = 256  # channels of the reduced features q and s
 PSP_DIM = 512  # channels of f5
 PRIOR_SCALE = 10.0  # factor of the prior in the query tokens
 FREE = ("image_size", "dropout", "feature_dropout", "frozen_norm")
-ADDED = ("presence", "calibration", "contrast")  # to the paper; they change only negatives of a set
+ADDED = ("presence", "calibration", "contrast", "high_level")  # to the paper; the last has weights
 SHOTS = "(b k) c h w -> b k c h w"
 SHARED = "b ... -> (b n) ..."  # n consecutive episodes share a query
 
@@ -59,6 +60,7 @@ class HDMNet(HDMNetInference):
         shot_hidden_dim: Hidden channels of the shot weighting; 0 means one layer without bias.
         frozen_norm: Whether every BatchNorm stays in eval mode in training, as in the paper.
         layers: Levels or blocks of the backbone that give f2, f3, f4, as for `FeaturePyramid`.
+        high_level: Whether the tokens are made of f4 too. The paper makes them of f2 and f3 only.
         presence: Arguments of `Presence`, fitted. None: an answer's `presence` is only a rough one.
         contrast: Whether the prior has a third map, which compares a class with the mean of many
             images: see `contrast_prior`. Its μ is `presence["center"]`: give it before training.
@@ -93,6 +95,7 @@ class HDMNet(HDMNetInference):
         shot_hidden_dim: int = 2,
         frozen_norm: bool = True,
         layers: Sequence[int] | None = None,
+        high_level: bool = False,
         contrast: bool = False,
         presence: Mapping[str, Any] | None = None,
         calibration: Mapping[str, Any] | None = None,
@@ -102,6 +105,7 @@ class HDMNet(HDMNetInference):
         _checks.check_type("backbone", backbone, str, "the name of a model")
         for name, value in {"frozen_norm": frozen_norm, "contrast": contrast}.items():
             _checks.check_type(name, value, bool, "a bool")
+        _checks.check_type("high_level", high_level, bool, "a bool")
         _checks.check_integers("heads", heads, 1, 2**14, longest=6)  # each stage halves the grid
         _checks.check_integer("base_classes", base_classes, 0, 10**6)
         _checks.check_integer("shots", shots, 1, 10**4)
@@ -115,14 +119,15 @@ class HDMNet(HDMNetInference):
         c2, c3, c4 = self.backbone.channels
         self.psp = PyramidPooling(c4, PSP_DIM) if base_classes else None
         self.base_learner = BaseLearner(PSP_DIM, base_classes) if base_classes else None
-        self.query_reduce = conv_relu(c3 + c2, REDUCED_DIM, nn.Dropout2d(feature_dropout))
-        self.support_reduce = conv_relu(c3 + c2, REDUCED_DIM, nn.Dropout2d(feature_dropout))
-        priors = 3 if contrast else 2
-        self.query_merge = conv_relu(2 * REDUCED_DIM + priors, dim)
+        self._levels = (1, 0, 2) if high_level else (1, 0)  # of the tokens: f3, f2 and f4
+        seen = sum(self.backbone.channels[i] for i in self._levels)
+        self.query_reduce = conv_relu(seen, REDUCED_DIM, nn.Dropout2d(feature_dropout))
+        self.support_reduce = conv_relu(seen, REDUCED_DIM, nn.Dropout2d(feature_dropout))
+        self.query_merge = conv_relu(2 * REDUCED_DIM + 2 + contrast, dim)
         self.support_merge = conv_relu(2 * REDUCED_DIM, dim)
         self.encoder = HierarchicalEncoder(dim, heads, dropout=dropout)
         self.cascade = CascadeMatching(
-            dim, len(heads), prior_channels=priors, shots=shots, dropout=dropout
+            dim, len(heads), prior_channels=2 + contrast, shots=shots, dropout=dropout
         )
         self.ensemble = (
             BaseMetaEnsemble(shots, shot_hidden_dim=shot_hidden_dim) if base_classes else None
@@ -132,7 +137,7 @@ class HDMNet(HDMNetInference):
 
         c5, gram = (PSP_DIM, c2) if base_classes else (c3, 0)
         self._support_channels = (REDUCED_DIM, *[dim] * len(heads), c5, c4, gram)
-        self.priors = ("f5" if base_classes else "f3", "f4", "contrast")[:priors]
+        self.priors = ("f5" if base_classes else "f3", "f4", "contrast")[: 2 + contrast]
         self.smallest_size = self.backbone.smallest_size(self.encoder.min_grid)
         _checks.check_integer("image_size", image_size, self.smallest_size, 2**14)
         self.train()  # a new module is in training mode, but the frozen norms must not be
@@ -210,10 +215,8 @@ class HDMNet(HDMNetInference):
                 f"got {f2.shape[0]} images"
             )
         mask = widen_small((masks == 1).to(f2.dtype), f4.shape[-2:])
-        tokens = self._support_tokens
-        prototypes, stages = (
-            _fast.recompute(tokens, f2, f3, mask) if recompute else tokens(f2, f3, mask)
-        )
+        tokens = partial(_fast.recompute, self._tokens) if recompute else self._tokens
+        prototypes, stages = tokens(mask, *features)
         # The prior compares the foreground: f5 is computed there only.
         mask = nearest(mask, f4.shape[-2:])
         box = None if needs_all_at_once(self.pretrained_parts()) else _fast.foreground_window(mask)
@@ -228,10 +231,8 @@ class HDMNet(HDMNetInference):
             gram=None if self.ensemble is None else gram_matrix(f2),
         )
 
-    def _support_tokens(
-        self, f2: Tensor, f3: Tensor, mask: Tensor
-    ) -> tuple[Tensor, tuple[SupportTokens, ...]]:
-        s = self.support_reduce(torch.cat([f3, f2], dim=1))
+    def _tokens(self, mask: Tensor, *features: Tensor) -> tuple[Tensor, tuple[SupportTokens, ...]]:
+        s = self.support_reduce(torch.cat([features[i] for i in self._levels], dim=1))
         with no_autocast(s):  # as in `_merge`
             s = s.to(next(self.support_merge.parameters()).dtype)
             prototypes = masked_average_pool(rearrange(s, SHOTS, k=mask.shape[1]), mask).to(s.dtype)
@@ -289,7 +290,7 @@ class HDMNet(HDMNetInference):
         f5 = self._f5(f3, f4)
         return QueryFeatures(
             prior=(f5, f4),
-            reduced=self.query_reduce(torch.cat([f3, f2], dim=1)),
+            reduced=self.query_reduce(torch.cat([features[i] for i in self._levels], dim=1)),
             base=None if self.base_learner is None else self.base_learner(f5),
             gram=None if self.ensemble is None else gram_matrix(f2),
         )

@@ -179,7 +179,13 @@ def test_tensors_that_are_not_finite(value: float) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"backbone": "resnet18"}, {"base_classes": 0}, {"contrast": True}, {"heads": (2, 4)}],
+    [
+        {"backbone": "resnet18"},
+        {"base_classes": 0},
+        {"contrast": True},
+        {"high_level": True},
+        {"heads": (2, 4)},
+    ],
 )
 def test_no_official_counterpart(options: dict[str, object]) -> None:
     model = HDMNet(**({"backbone": "vgg16", "base_classes": 2} | options))

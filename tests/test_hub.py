@@ -25,6 +25,7 @@ OPTIONS = {
     "shot_hidden_dim": 0,
     "frozen_norm": False,
     "layers": None,
+    "high_level": True,
     "presence": {"scale": 2.0, "bias": -1.0, "center": [0.5] * 288},
     "contrast": True,
     "calibration": {"temperature": 1.5, "threshold": 0.4},

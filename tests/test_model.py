@@ -156,6 +156,33 @@ class TestWithoutBaseLearner:
         assert not torch.allclose(before[:, 1], after[:, 1])
 
 
+@pytest.mark.parametrize("base_classes", [0, 3])
+class TestHighLevel:
+    def test_the_last_inputs_of_the_reductions_are_f4(self, base_classes: int) -> None:
+        plain, model = (
+            make(base_classes=base_classes),
+            make(base_classes=base_classes, high_level=True),
+        )
+        c4 = plain.backbone.channels[2]
+        state = plain.state_dict()
+        for name in ("query_reduce.0.weight", "support_reduce.0.weight"):
+            state[name] = nn.functional.pad(state[name], (0, 0, 0, 0, 0, c4))
+        model.load_state_dict(state)
+        inputs = episode(shots=2)
+        assert_same_output(model(*inputs), plain(*inputs))
+        with torch.no_grad():
+            model.support_reduce[0].weight[:, -c4:] = 0.1
+        assert not torch.allclose(model(*inputs).final, plain(*inputs).final)
+
+    def test_sets_of_the_network_without_are_refused(self, base_classes: int) -> None:
+        plain, model = (make(base_classes=base_classes, high_level=high) for high in (False, True))
+        assert plain.fingerprint() != model.fingerprint()
+        query, supports, masks = episode()
+        encoded = plain._encode_prepared(supports[0], masks[0])
+        with pytest.raises(ValueError, match="another model"):
+            model.match(query, encoded)
+
+
 def test_base_class_is_left_out_in_training(model: HDMNet) -> None:
     inputs = episode(batch=2)
     without, with_class = model(*inputs), model(*inputs, torch.tensor([1, 2]))

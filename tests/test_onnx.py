@@ -43,7 +43,8 @@ def exported(
 ) -> tuple[HDMNet, Path, Path]:
     trained = request.param == "trained with 2 shots"
     # Two stages for one of them: exporting three takes longer.
-    model = make(shots=2, heads=(2, 4)) if trained else make(base_classes=0, contrast=True)
+    added = {"base_classes": 0, "contrast": True, "high_level": True}
+    model = make(**({"shots": 2, "heads": (2, 4)} if trained else added))
     return model, *export_onnx(model, tmp_path_factory.mktemp("onnx") / "new")
 
 

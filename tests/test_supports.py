@@ -219,7 +219,7 @@ def test_features_of_other_images(model: HDMNet) -> None:
         model.encode_features(features, masks)
 
 
-@pytest.mark.parametrize("options", [{}, {"base_classes": 0, "contrast": True}])
+@pytest.mark.parametrize("options", [{}, {"base_classes": 0, "contrast": True, "high_level": True}])
 def test_several_episodes_share_a_query(options: dict[str, object]) -> None:
     model = make(**options).eval()
     images, masks = torch.rand(4, 2, 3, 64, 64), (torch.rand(4, 2, 64, 64) > 0.5).float()

@@ -395,12 +395,12 @@ class TestVariants:
 
 @pytest.mark.usefixtures("recipe")
 class TestStart:
-    def test_contrast_starts_as_the_network_without(self, tmp_path: Path) -> None:
+    def test_more_inputs_start_as_the_network_without(self, tmp_path: Path) -> None:
         from train import start_from
 
         old = make(base_classes=0)
         old.save_pretrained(tmp_path)
-        new = make(base_classes=0, contrast=True)
+        new = make(base_classes=0, contrast=True, high_level=True)
         start_from(new, str(tmp_path))
         query, images = torch.rand(1, 3, 64, 64), torch.rand(1, 1, 3, 64, 64)
         masks = (torch.rand(1, 1, 64, 64) > 0.5).float()

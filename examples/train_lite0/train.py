@@ -66,6 +66,7 @@ class Settings:
     dice: float = 1.0  # weight of the Dice loss
     average: float = 0.998  # decay of the moving average of the weights
     free_norms: float = 0.35  # share of the steps in which the head's BatchNorms learn statistics
+    high_level: int = 0  # 1: the tokens are made of f4, too
     contrast: int = 1  # the model compares a class with its rivals; 0: it does not
     stages: int = 3
     matching: str = "cosine"  # or "dot", "prototype": see variants.py
@@ -97,8 +98,8 @@ class Settings:
 def start_from(model: HDMNet, name: str) -> None:
     """Copy the weights of another model.
 
-    A convolution with more inputs than there were (the map of `contrast`) starts with zeros for the
-    new ones.
+    A convolution with more inputs than there were (the map of `contrast`, f4 with `high_level`)
+    starts with zeros for the new ones.
     """
     tensors = HDMNet.from_pretrained(name).state_dict()
     for key, own in model.state_dict().items():
@@ -176,6 +177,7 @@ class Run:
             matching=settings.matching,
             prior=bool(settings.prior),
             frozen_norm=False,
+            high_level=bool(settings.high_level),
             contrast=bool(settings.contrast),
             presence=presence if settings.contrast else None,
             dim=settings.dim,

@@ -120,8 +120,8 @@ def to_official(model: HDMNet) -> dict[str, Tensor]:
 
     Raises:
         ValueError: If the backbone is not `resnet50`, `resnet101` or `vgg16`; if the model has no
-            base learner, other `heads` than 2, 4 and 8, a `contrast` or the `evidence` of
-            `presence`; or if it is a `fused` copy.
+            base learner, other `heads` than 2, 4 and 8, `contrast`, `high_level` or the
+            `evidence` of `presence`; or if it is a `fused` copy.
 
     Example:
         >>> state_dict = to_official(model)
@@ -136,8 +136,11 @@ def to_official(model: HDMNet) -> dict[str, Tensor]:
             f"{model.config['base_classes']}"
         )
     presence = model.config["presence"] or {}
-    if model.config["contrast"] or presence.get("evidence"):
-        raise ValueError("contrast and presence['evidence'] have no official counterpart")
+    config = model.config
+    if config["contrast"] or config["high_level"] or presence.get("evidence"):
+        raise ValueError(
+            "contrast, high_level and presence['evidence'] have no official counterpart"
+        )
     if tuple(model.config["heads"]) != (2, 4, 8):
         raise ValueError(
             f"only heads (2, 4, 8) have an official counterpart, got {model.config['heads']}"
