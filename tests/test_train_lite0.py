@@ -381,6 +381,25 @@ class TestVariants:
             with torch.no_grad():
                 assert model(query, images, torch.ones(1, 2, 64, 64)).final.isfinite().all()
 
+    def test_prototypes_of_a_run(self, tmp_path: Path) -> None:
+        from variants import load_prototypes
+
+        plain = make(base_classes=0)
+        plain.save_pretrained(tmp_path)
+        model = load_prototypes(tmp_path).eval()
+        query, images = torch.rand(1, 3, 64, 64), torch.rand(1, 2, 3, 64, 64)
+        masks = (torch.rand(1, 2, 64, 64) > 0.5).float()
+        with torch.inference_mode():
+            encoded = model.encode(images, masks)
+            features = model.backbone((images * masks[:, :, None])[0])
+            expected = model.match(query, model.encode_features(features, masks)).final
+            found = model.match(query, encoded).final
+            other = plain(query, images, masks).final
+        # As in training: one prototype of both shots.
+        assert {stage.key.shape[-2] for stage in encoded.tokens} == {1}
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        assert not torch.allclose(found, other, atol=1e-3)
+
     def test_without_prior(self) -> None:
         from variants import WithoutPrior
 

@@ -23,6 +23,7 @@ from photos import VALIDATION
 from PIL import Image
 from torch.nn.functional import interpolate
 from tqdm import tqdm
+from variants import load_prototypes
 
 from hdmnet import FewShotModel, HDMNet, Segmentation
 from hdmnet.images import load_image
@@ -33,6 +34,7 @@ from own_network import PrototypeNet
 logger = logging.getLogger(__name__)
 
 THRESHOLDS = np.linspace(0, 1, 101)
+PROTOTYPES = "prototypes, trained by the same recipe, at their best threshold"
 WORST = 10
 TILE = 160
 """Height and width of each picture of `worst`, in pixels."""
@@ -74,6 +76,16 @@ def measure_all_foreground(episodes: list[Episode]) -> IoU:
     for episode in episodes:
         iou.add(episode.category, np.ones(episode.target.shape, bool), episode.target)
     return iou
+
+
+def measure_at_best(model: FewShotModel, episodes: list[Episode], shots: int, desc: str) -> IoU:
+    """Measure the class mIoU at the best of 101 thresholds."""
+    iou = IoU()
+    for episode in tqdm(episodes, desc):
+        result = model.predict(episode.query, episode.supports[:shots], episode.masks[:shots])
+        above = np.stack([result.probability.numpy() > threshold for threshold in THRESHOLDS])
+        iou.add(episode.category, above, episode.target)
+    return iou.at(int(iou.mean().argmax()))
 
 
 def measure_prior(model: HDMNet, episodes: list[Episode]) -> IoU:
@@ -135,6 +147,7 @@ def main() -> None:
     parser.add_argument("photos", type=Path, help="folder that photographs.py wrote")
     parser.add_argument("out", type=Path, help="folder for figures and pictures")
     parser.add_argument("models", nargs="+", help="names, folders or Hub repositories")
+    parser.add_argument("--prototypes", type=Path, help="RUN/variant of a prototype network")
     parser.add_argument("--split", choices=("val", "test"), default="test", help="of composites")
     parser.add_argument("--composed", type=int, default=210, help="number of composed episodes")
     parser.add_argument("--real", type=int, default=180, help="of each set of photographs")
@@ -155,6 +168,9 @@ def main() -> None:
     prototypes = PrototypeNet(image_size=first.image_size).eval()
     prototypes.backbone = first.backbone
     models["prototypes of ImageNet features, not trained"] = prototypes
+    trained = load_prototypes(args.prototypes) if args.prototypes else None
+    if trained:
+        trained.image_size = first.image_size
     args.out.mkdir(parents=True, exist_ok=True)
     scores = []
     for name, episodes in sets.items():
@@ -164,6 +180,10 @@ def main() -> None:
                 scores.append(Score.of(network, name, shots, iou))
                 if model is first and shots == 1:
                     draw_worst(model, episodes, iou, args.out / f"worst_{name}.jpg")
+        for shots in (1, SHOTS):
+            if trained:
+                iou = measure_at_best(trained, episodes, shots, f"{PROTOTYPES}, {name}")
+                scores.append(Score.of(PROTOTYPES, name, shots, iou))
         prior = measure_prior(first, episodes)
         scores.append(Score.of("the prior alone, at its best threshold", name, 1, prior))
         scores.append(Score.of("all foreground", name, 1, measure_all_foreground(episodes)))

@@ -264,8 +264,9 @@ class Run:
         logger.info("%s", entry)
         with (self._folder / "log.jsonl").open("a") as log:
             log.write(json.dumps(entry) + "\n")
-        if self._settings.matching == "cosine" and self._settings.prior:
-            averaged.save_pretrained(self._folder)  # an HDMNet could not load the variants
+        plain = self._settings.matching == "cosine" and self._settings.prior
+        # Apart, because an HDMNet would load the weights of a variant, and compute something else.
+        averaged.save_pretrained(self._folder if plain else self._folder / "variant")
         state: dict[str, Any] = {name: part.state_dict() for name, part in self._parts().items()}
         state |= {
             "settings": asdict(self._settings),

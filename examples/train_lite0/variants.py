@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -78,6 +79,26 @@ class WithoutPrior(HDMNet):
 
     def _prior(self, query: QueryFeatures, supports: SupportSet) -> Tensor:
         return torch.zeros_like(super()._prior(query, supports))
+
+
+class OnePrototype(HDMNet):
+    """The network with `PrototypeAttention`, also for `predict`."""
+
+    def encode(self, supports: Tensor, masks: Tensor) -> SupportSet:
+        """Encode all shots at once. One at a time, each would have a prototype of its own."""
+        masked = supports * (masks == 1)[:, :, None]
+        features = self.backbone(rearrange(masked, "b k c h w -> (b k) c h w"))
+        return self.encode_features(features, masks)
+
+
+def load_prototypes(folder: Path) -> HDMNet:
+    """Load the network that a run of `train.py` with `matching=prototype` saved."""
+    model = HDMNet.from_pretrained(folder)
+    model.__class__ = OnePrototype
+    for stage in model.cascade.stages:
+        assert isinstance(stage, MatchingStage)
+        stage.attention.__class__ = PrototypeAttention
+    return model
 
 
 def build_variant(
