@@ -37,7 +37,8 @@ REDUCED_DIM = 256  # channels of the reduced features q and s
 PSP_DIM = 512  # channels of f5
 PRIOR_SCALE = 10.0  # factor of the prior in the query tokens
 FREE = ("image_size", "dropout", "feature_dropout", "frozen_norm")
-ADDED = ("presence", "calibration", "contrast", "high_level")  # to the paper; the last has weights
+# To the paper. They change only negatives of a set; high_level also changes weights, which count.
+ADDED = ("presence", "calibration", "contrast", "high_level")
 SHOTS = "(b k) c h w -> b k c h w"
 SHARED = "b ... -> (b n) ..."  # n consecutive episodes share a query
 
@@ -123,11 +124,12 @@ class HDMNet(HDMNetInference):
         seen = sum(self.backbone.channels[i] for i in self._levels)
         self.query_reduce = conv_relu(seen, REDUCED_DIM, nn.Dropout2d(feature_dropout))
         self.support_reduce = conv_relu(seen, REDUCED_DIM, nn.Dropout2d(feature_dropout))
-        self.query_merge = conv_relu(2 * REDUCED_DIM + 2 + contrast, dim)
+        priors = 3 if contrast else 2
+        self.query_merge = conv_relu(2 * REDUCED_DIM + priors, dim)
         self.support_merge = conv_relu(2 * REDUCED_DIM, dim)
         self.encoder = HierarchicalEncoder(dim, heads, dropout=dropout)
         self.cascade = CascadeMatching(
-            dim, len(heads), prior_channels=2 + contrast, shots=shots, dropout=dropout
+            dim, len(heads), prior_channels=priors, shots=shots, dropout=dropout
         )
         self.ensemble = (
             BaseMetaEnsemble(shots, shot_hidden_dim=shot_hidden_dim) if base_classes else None
@@ -137,7 +139,7 @@ class HDMNet(HDMNetInference):
 
         c5, gram = (PSP_DIM, c2) if base_classes else (c3, 0)
         self._support_channels = (REDUCED_DIM, *[dim] * len(heads), c5, c4, gram)
-        self.priors = ("f5" if base_classes else "f3", "f4", "contrast")[: 2 + contrast]
+        self.priors = ("f5" if base_classes else "f3", "f4", "contrast")[:priors]
         self.smallest_size = self.backbone.smallest_size(self.encoder.min_grid)
         _checks.check_integer("image_size", image_size, self.smallest_size, 2**14)
         self.train()  # a new module is in training mode, but the frozen norms must not be
