@@ -427,6 +427,21 @@ class TestStart:
             found, expected = (m(query, images, masks).final for m in (new, old))
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
+    def test_mean_of_two_models(self, tmp_path: Path) -> None:
+        from train import start_from
+
+        models = [make(base_classes=0), make(base_classes=0, high_level=True)]
+        for place, model in enumerate(models):
+            model.save_pretrained(tmp_path / str(place))
+        mean = make(base_classes=0, high_level=True)
+        start_from(mean, f"{tmp_path}/0,{tmp_path}/1")
+        first, second, found = (m.state_dict() for m in (*models, mean))
+        for key, tensor in found.items():
+            old, expected = first[key], second[key].clone()
+            # The inputs that the first model does not have count as 0.
+            (expected[:, : old.shape[1]] if old.dim() == 4 else expected).add_(old)
+            torch.testing.assert_close(tensor, (expected / 2).to(tensor), msg=key)
+
 
 @pytest.mark.usefixtures("recipe")
 class TestScores:

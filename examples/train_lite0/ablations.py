@@ -45,6 +45,7 @@ ALL = [
     "real=1",
     "shots=1",
     "average=0.97",
+    "feature_dropout=0.5",
 ]
 """Settings of all runs, as in the paper: network, loss, one shot, real photographs only, from
 ImageNet features. The moving average of the weights is short: with 0.998, a run of 200 steps would

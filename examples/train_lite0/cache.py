@@ -3,7 +3,7 @@
     python cache.py DATA PHOTOS train
     python cache.py DATA PHOTOS val
 
-Each set of scenes has a folder of its own in DATA/features/BACKBONE. A run that was interrupted
+Each set of scenes has a folder of its own in DATA/features/BACKBONE-SIZE. An interrupted run
 goes on where it stopped.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from composed import ComposedScenes
-from features import BACKBONES, SIZE, Scenes, write_features
+from features import BACKBONES, SIZE, Scenes, features_folder, write_features
 from photos import VALIDATION, PhotoScenes
 
 COUNTS = {"composed": 4000, "VOC2012": 4500, "CCP": 1300}
@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", help="default: all of the split")
     parser.add_argument("--part", type=float, default=1.0, help="share of the scenes of training")
     parser.add_argument("--backbone", choices=BACKBONES, default="lite0")
+    parser.add_argument("--size", type=int, default=SIZE, help="height and width of the scenes")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -40,17 +41,17 @@ def main() -> None:
     every = COUNTS if args.split == "train" else ["composed", *VALIDATION]
     for name in args.sets or every:
         if name in VALIDATION:
-            photos = PhotoScenes(args.photos / name, args.split, SIZE)
+            photos = PhotoScenes(args.photos / name, args.split, args.size)
             scenes: Scenes = photos
             in_validation = len(photos.names)
         else:
-            scenes = ComposedScenes(args.data, args.split, SIZE)
+            scenes = ComposedScenes(args.data, args.split, args.size)
             in_validation = VALIDATION_COMPOSED
         count = round(args.part * COUNTS[name]) if args.split == "train" else in_validation
-        folder = args.data / "features" / args.backbone / f"{name}-{args.split}"
+        folder = features_folder(args.data, args.backbone, args.size) / f"{name}-{args.split}"
         # Other random numbers for each split; the same for each backbone.
         seed = ("train", "val").index(args.split)
-        write_features(scenes, count, folder, backbone=args.backbone, seed=seed)
+        write_features(scenes, count, folder, size=args.size, backbone=args.backbone, seed=seed)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from hdmnet import HDMNet
 from hdmnet.nn.presence import ClassEvidence
 
 SIZE = 225
-"""Height and width of the scenes, in pixels. With 8n + 1 pixels every padding of the backbone is
-symmetric, so the features of a flipped scene are the flipped features."""
+"""Usual height and width of the scenes, in pixels. With 8n + 1 pixels every padding of the backbone
+is symmetric, so the features of a flipped scene are the flipped features."""
 F4 = {"lite0": 320, "lite1": 320, "lite2": 352}
 """Channels of f4 in each EfficientNet-Lite."""
 BN_EPS = 1e-3
@@ -62,10 +62,15 @@ def class_evidence(backbone: str) -> ClassEvidence:
     return evidence
 
 
+def features_folder(data: Path, backbone: str, size: int) -> Path:
+    """Return the folder with the features of scenes of this size."""
+    return data / "features" / f"{backbone}-{size}"
+
+
 def build_model(backbone: str = "lite0", **options: Any) -> HDMNet:
     """Make an HDMNet: an EfficientNet-Lite with ImageNet weights, and an untrained head."""
     timm_name, package = BACKBONES[backbone]
-    model = HDMNet(timm_name, base_classes=0, image_size=SIZE, **options)
+    model = HDMNet(timm_name, base_classes=0, **options)
     body = model.backbone.body
     # The packaged tensors have other names but the same order. zip drops the classifier at the end.
     packaged = read_packaged(backbone)
@@ -92,7 +97,7 @@ class Item:
 
 @dataclass(frozen=True)
 class LabelledScene:
-    """A picture (SIZE, SIZE, 3) uint8, and its labels (SIZE, SIZE) uint8.
+    """A picture (size, size, 3) uint8, and its labels (size, size) uint8.
 
     Label i + 1 is the item `objects[i]`, 0 is background, 255 is to be ignored.
     """
@@ -121,17 +126,23 @@ def choose_supports(rng: np.random.Generator, labels: np.ndarray) -> list[int]:
 
 
 def write_features(
-    scenes: Scenes, count: int, folder: Path, *, backbone: str = "lite0", seed: int = 0
+    scenes: Scenes,
+    count: int,
+    folder: Path,
+    *,
+    size: int,
+    backbone: str = "lite0",
+    seed: int = 0,
 ) -> None:
-    """Write features, labels and an index of `count` scenes to a folder.
+    """Write features, labels and an index of `count` scenes of `size` pixels to a folder.
 
     Each scene has random numbers of its own, so a run that was interrupted goes on where it
     stopped. The files are: `items.json`, `index.jsonl` (a line for each scene, written last),
     `scenes.npy`, `labels.npy`, and `supports.npy` and `masks.npy` with SUPPORTS_PER_SCENE rows for
     each scene.
     """
-    model = build_model(backbone).eval().fused()
-    grid = -(-SIZE // 8)
+    model = build_model(backbone, image_size=size).eval().fused()
+    grid = -(-size // 8)
     features = (sum(model.backbone.channels), grid, grid)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "items.json").write_text(json.dumps([asdict(item) for item in scenes.items]))
@@ -144,9 +155,9 @@ def write_features(
 
     places = count * SUPPORTS_PER_SCENE
     all_features = opened("scenes.npy", count, features, np.float16)
-    all_labels = opened("labels.npy", count, (SIZE, SIZE), np.uint8)
+    all_labels = opened("labels.npy", count, (size, size), np.uint8)
     all_supports = opened("supports.npy", places, features, np.float16)
-    all_masks = opened("masks.npy", places, (SIZE, SIZE), np.bool_)
+    all_masks = opened("masks.npy", places, (size, size), np.bool_)
     if len(all_features) != count:
         raise ValueError(f"{folder} is for {len(all_features)} scenes, not {count}: remove it")
     index = folder / "index.jsonl"

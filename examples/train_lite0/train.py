@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from episodes import OBJECT, Batch, Episodes, Mixture, Mode
-from features import F4, IGNORE, SIZE
+from features import F4, IGNORE, SIZE, features_folder
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import trange
@@ -52,7 +52,8 @@ class Settings:
     """What a run can change: `--set name=value`."""
 
     backbone: str = "lite0"
-    init: str = "hdmnet-lite0@1"  # weights to start from, as for `from_pretrained`; or nothing
+    size: int = SIZE  # height and width of the cached scenes
+    init: str = "hdmnet-lite0@1"  # weights to start from, see `start_from`; or nothing
     steps: int = 2800
     seed: int = 0
     learning_rate: float = 3e-4
@@ -73,7 +74,7 @@ class Settings:
     prior: int = 1  # 0: without the prior
     dim: int = 64
     dropout: float = 0.1
-    feature_dropout: float = 0.5
+    feature_dropout: float = 0.2
 
     @classmethod
     def parse(cls, assignments: list[str]) -> Settings:
@@ -95,18 +96,22 @@ class Settings:
         return {"across": 1 - self.same - own, "same": self.same, "self": own}
 
 
-def start_from(model: HDMNet, name: str) -> None:
-    """Copy the weights of another model.
+def start_from(model: HDMNet, names: str) -> None:
+    """Copy the weights of another model, or the mean of several (names with commas between them).
 
     A convolution with more inputs than there were (the map of `contrast`, f4 with `high_level`)
-    starts with zeros for the new ones.
+    has zeros for the new ones.
+
+    Source of the mean: Model soups (arXiv 2203.05482).
     """
-    tensors = HDMNet.from_pretrained(name).state_dict()
+
+    def padded(old: Tensor, own: Tensor) -> Tensor:
+        missing = own.shape[1] - old.shape[1] if own.dim() == 4 else 0
+        return F.pad(old, (0, 0, 0, 0, 0, missing)) if missing else old
+
+    others = [HDMNet.from_pretrained(name).state_dict() for name in names.split(",")]
     for key, own in model.state_dict().items():
-        old = tensors[key]
-        if own.dim() == 4 and own.shape[1] > old.shape[1]:
-            old = F.pad(old, (0, 0, 0, 0, 0, own.shape[1] - old.shape[1]))
-        own.copy_(old)
+        own.copy_(sum(padded(other[key], own) for other in others) / len(others))
 
 
 def run_batch(model: HDMNet, batch: Batch) -> HDMNetOutput:
@@ -122,7 +127,8 @@ def run_batch(model: HDMNet, batch: Batch) -> HDMNetOutput:
         f4 = levels(batch.rivals)[2].unflatten(0, batch.rival_masks.shape[:2])
         means = mean_feature(foreground_features(f4, batch.rival_masks))
         supports = replace(supports, rivals=means.unflatten(0, (len(batch.masks), -1)))
-    return model.match_features(levels(batch.queries), supports, (SIZE, SIZE))
+    height, width = batch.targets.shape[-2:]
+    return model.match_features(levels(batch.queries), supports, (height, width))
 
 
 def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
@@ -163,7 +169,7 @@ class Run:
         validation: Sequence[str] = tuple(SETS),
     ) -> None:
         self._folder, self._settings = folder, settings
-        features = data / "features" / settings.backbone
+        features = features_folder(data, settings.backbone, settings.size)
         shares = settings.sets("train")
         self._training = Mixture({features / name: share for name, share in shares.items()})
         self._validation = {name: features / f"{name}-val" for name in validation}
@@ -175,6 +181,7 @@ class Run:
             settings.backbone,
             stages=settings.stages,
             matching=settings.matching,
+            image_size=settings.size,
             prior=bool(settings.prior),
             frozen_norm=False,
             high_level=bool(settings.high_level),
@@ -206,9 +213,9 @@ class Run:
         if (folder / "state.pt").exists():
             self._resume()
 
-    def train(self, every: int) -> None:
-        """Train to the end, and save every `every` steps."""
-        steps = self._settings.steps
+    def train(self, every: int, until: int | None = None) -> None:
+        """Train to the end, or until a step, and save every `every` steps."""
+        steps = until or self._settings.steps
         for step in (progress := trange(self._step + 1, steps + 1, initial=self._step)):
             self._step = step
             self._train_step()
@@ -309,12 +316,13 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder for the model, its log and its state")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings")
     parser.add_argument("--every", type=int, default=700, help="steps between validations")
+    parser.add_argument("--until", type=int, metavar="STEP", help="stop after this step")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if args.threads:
         torch.set_num_threads(args.threads)
-    Run(args.data, args.run, Settings.parse(args.set)).train(args.every)
+    Run(args.data, args.run, Settings.parse(args.set)).train(args.every, args.until)
 
 
 if __name__ == "__main__":
