@@ -77,8 +77,8 @@ _PRETRAINED = (
         protocol="36 episodes of bottle, sheep, sofa and TV of PASCAL VOC 2012, which training "
         "never showed; settings were chosen on these classes",
         path=WEIGHTS / "hdmnet-lite0",
-        size=16_357_516,
-        sha256="6ff3f067150fead646f61c34054e01d9359d9297aa63fa9b9b9309fdbc5a552b",
+        size=16_685_196,
+        sha256="c81fb5b4ef1f2c925c8bbc3924a56e986cc2a50625c487076135835256239e3a",
     ),
     PretrainedInfo(
         name="hdmnet-lite0@1",
