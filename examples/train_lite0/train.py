@@ -215,8 +215,9 @@ class Run:
 
     def train(self, every: int, until: int | None = None) -> None:
         """Train to the end, or until a step, and save every `every` steps."""
-        steps = until or self._settings.steps
-        for step in (progress := trange(self._step + 1, steps + 1, initial=self._step)):
+        steps, done = until or self._settings.steps, self._step
+        progress = trange(done + 1, steps + 1, initial=done, total=steps)
+        for step in progress:
             self._step = step
             self._train_step()
             progress.set_postfix({name: f"{value:.3f}" for name, value in self._running.items()})
