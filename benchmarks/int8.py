@@ -105,7 +105,7 @@ def main() -> None:
     options = parser.parse_args()
     picture, mask = (DATA / f"support_1.{suffix}" for suffix in ("jpg", "png"))
     models = {
-        "hdmnet-lite0, 257 px": HDMNet.from_pretrained("hdmnet-lite0"),
+        "hdmnet-lite0, 353 px": HDMNet.from_pretrained("hdmnet-lite0"),
         "ResNet-50, base learner, 473 px, random weights": HDMNet(base_classes=15).eval(),
     }
     rows: dict[str, float] = {}

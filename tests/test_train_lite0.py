@@ -442,6 +442,13 @@ class TestStart:
             (expected[:, : old.shape[1]] if old.dim() == 4 else expected).add_(old)
             torch.testing.assert_close(tensor, (expected / 2).to(tensor), msg=key)
 
+    def test_inputs_are_never_dropped(self, tmp_path: Path) -> None:
+        from train import start_from
+
+        make(base_classes=0, high_level=True).save_pretrained(tmp_path)
+        with pytest.raises(RuntimeError, match="size"):
+            start_from(make(base_classes=0), str(tmp_path))
+
 
 @pytest.mark.usefixtures("recipe")
 class TestScores:

@@ -32,9 +32,11 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", help="default: all of the split")
     parser.add_argument("--part", type=float, default=1.0, help="share of the scenes of training")
     parser.add_argument("--backbone", choices=BACKBONES, default="lite0")
-    parser.add_argument("--size", type=int, default=SIZE, help="height and width of the scenes")
+    parser.add_argument("--size", type=int, default=SIZE, help="of the scenes, 8n + 1 pixels")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     args = parser.parse_args()
+    if args.size % 8 != 1:
+        parser.error(f"--size must be 8n + 1, so that flips are exact, got {args.size}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if args.threads:
         torch.set_num_threads(args.threads)

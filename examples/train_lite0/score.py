@@ -34,7 +34,7 @@ from own_network import PrototypeNet
 logger = logging.getLogger(__name__)
 
 THRESHOLDS = np.linspace(0, 1, 101)
-PROTOTYPES = "prototypes, trained by the same recipe, at their best threshold"
+PROTOTYPES = "a trained prototype network, at its best threshold"
 WORST = 10
 TILE = 160
 """Height and width of each picture of `worst`, in pixels."""

@@ -107,7 +107,7 @@ def start_from(model: HDMNet, names: str) -> None:
 
     def padded(old: Tensor, own: Tensor) -> Tensor:
         missing = own.shape[1] - old.shape[1] if own.dim() == 4 else 0
-        return F.pad(old, (0, 0, 0, 0, 0, missing)) if missing else old
+        return F.pad(old, (0, 0, 0, 0, 0, missing)) if missing > 0 else old
 
     others = [HDMNet.from_pretrained(name).state_dict() for name in names.split(",")]
     for key, own in model.state_dict().items():
@@ -215,7 +215,7 @@ class Run:
 
     def train(self, every: int, until: int | None = None) -> None:
         """Train to the end, or until a step, and save every `every` steps."""
-        steps, done = until or self._settings.steps, self._step
+        steps, done = min(until or self._settings.steps, self._settings.steps), self._step
         progress = trange(done + 1, steps + 1, initial=done, total=steps)
         for step in progress:
             self._step = step
