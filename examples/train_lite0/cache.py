@@ -53,7 +53,7 @@ def main() -> None:
         folder = features_folder(args.data, args.backbone, args.size) / f"{name}-{args.split}"
         # Other random numbers for each split; the same for each backbone.
         seed = ("train", "val").index(args.split)
-        write_features(scenes, count, folder, size=args.size, backbone=args.backbone, seed=seed)
+        write_features(scenes, count, folder, backbone=args.backbone, seed=seed)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ class ComposedScenes:
     """
 
     def __init__(self, data: Path, split: str, size: int) -> None:
-        self._size = size
+        self.size = size
         self._backgrounds = load_backgrounds(data)
         cutouts = [c for c in load_catalogue(data) if c.split == split]
         self._images = [load_cutout(data / c.path) for c in cutouts]
@@ -49,7 +49,7 @@ class ComposedScenes:
         """Draw a scene."""
         objects = self._sampler.scene(rng)
         images: list[Image.Image] = [self._images[i] for i in objects]
-        scene = compose(rng, images, self._backgrounds, self._size)
+        scene = compose(rng, images, self._backgrounds, self.size)
         return LabelledScene(scene.image, scene.instances, objects)
 
 

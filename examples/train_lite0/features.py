@@ -110,6 +110,8 @@ class LabelledScene:
 class Scenes(Protocol):
     """Where scenes come from."""
 
+    size: int
+    """Height and width of a scene."""
     items: list[Item]
 
     def draw(self, rng: np.random.Generator, row: int) -> LabelledScene:
@@ -126,21 +128,16 @@ def choose_supports(rng: np.random.Generator, labels: np.ndarray) -> list[int]:
 
 
 def write_features(
-    scenes: Scenes,
-    count: int,
-    folder: Path,
-    *,
-    size: int,
-    backbone: str = "lite0",
-    seed: int = 0,
+    scenes: Scenes, count: int, folder: Path, *, backbone: str = "lite0", seed: int = 0
 ) -> None:
-    """Write features, labels and an index of `count` scenes of `size` pixels to a folder.
+    """Write features, labels and an index of `count` scenes to a folder.
 
     Each scene has random numbers of its own, so a run that was interrupted goes on where it
     stopped. The files are: `items.json`, `index.jsonl` (a line for each scene, written last),
     `scenes.npy`, `labels.npy`, and `supports.npy` and `masks.npy` with SUPPORTS_PER_SCENE rows for
     each scene.
     """
+    size = scenes.size
     model = build_model(backbone, image_size=size).eval().fused()
     grid = -(-size // 8)
     features = (sum(model.backbone.channels), grid, grid)

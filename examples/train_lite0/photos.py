@@ -53,7 +53,7 @@ class PhotoScenes:
     """
 
     def __init__(self, folder: Path, split: str, size: int) -> None:
-        self._folder, self._split, self._size = folder, split, size
+        self._folder, self._split, self.size = folder, split, size
         classes = read_classes(folder)
         held_out = VALIDATION[folder.name] or frozenset(classes.values())
         self.names: list[str] = []
@@ -97,7 +97,7 @@ class PhotoScenes:
             left, top = rng.uniform(0, 1 - shares) * image.size
             width, height = shares * image.size
             box = (left, top, left + width, top + height)
-        size = (self._size, self._size)
+        size = (self.size, self.size)
         image = image.resize(size, Image.Resampling.BILINEAR, box=box)
         if training and rng.random() < RECOLOURED:
             image = jitter_colours(rng, image, 0.5)
