@@ -5,7 +5,7 @@
 
 Each episode has two queries: one that shows the class, and one that does not. The center is the
 mean of the features of images that show a class of `--fit`. A logistic regression on the cosines of
-these classes gives scale and bias. Answers with a presence below 0.5 are lowered. The report is of
+these classes gives scale and bias. Answers with a presence below 0.2 are lowered. The report is of
 the classes of `--test`, with one support and with all.
 """
 
@@ -29,8 +29,8 @@ from hdmnet.preprocess import IGNORE, resize_image
 logger = logging.getLogger(__name__)
 
 IMAGES = 300  # whose mean is the center
-THRESHOLD = 0.5  # below which the model lowers its answers
-COMPETING = 0.2  # the same, where it was asked for several classes
+THRESHOLD = 0.2  # below which the model lowers its answers
+COMPETING = 0.1  # the same, where it was asked for several classes
 
 
 class Answered(NamedTuple):

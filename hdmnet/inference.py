@@ -96,7 +96,8 @@ class HDMNetInference(FewShotModel):
         )
         out = self._merge(query, first.stack(*others), prior, size)
         f4, negatives = [s.prior_features[1] for s in group], [s.negatives for s in group]
-        scores, presence = self.presence(query.prior[1], self.calibration(out.final), f4, negatives)
+        scores = self.calibration(out.final, group[0].shots)
+        scores, presence = self.presence(query.prior[1], scores, f4, negatives)
         return Matches(scores, presence, out.correlations, prior, self.priors, out.base)
 
     def doubt(self, answer: Segmentation, *, competing: bool = False) -> Segmentation:
@@ -119,5 +120,5 @@ class HDMNetInference(FewShotModel):
             return self.presence.shown(self.encode(image[None], mask[None]).prior_features[1])
         query, size = self.look_at(image)
         out = self._merge(query, supports, self._prior(query, supports), size)
-        p = object_probability(self.calibration(out.final))
+        p = object_probability(self.calibration(out.final, supports.shots))
         return self.presence.found(query.prior[1], p[:, None])[0]

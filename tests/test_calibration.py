@@ -1,5 +1,6 @@
 """`Calibration`: the formula, the arguments, and every way to an answer."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -26,26 +27,36 @@ def plain(scores: torch.Tensor, temperature: float, threshold: float) -> torch.T
 def test_formula() -> None:
     scores = torch.rand(3, 2, 5, 7) + 1e-3
     expected = plain(scores, **FITTED)
-    torch.testing.assert_close(Calibration(**FITTED)(scores), expected, **TOLERANCE)
+    torch.testing.assert_close(Calibration(**FITTED)(scores, 1), expected, **TOLERANCE)
+
+
+def test_the_threshold_grows_with_the_supports() -> None:
+    scores = torch.rand(1, 2, 40, 40) + 1e-3
+    growth = 0.6
+    for shots in (1, 2, 5, 30):
+        logit = torch.tensor(FITTED["threshold"]).double().logit() + growth * math.log(shots)
+        expected = plain(scores, FITTED["temperature"], logit.sigmoid().item())
+        found = Calibration(**FITTED, growth=growth)(scores, shots)
+        torch.testing.assert_close(found, expected, **TOLERANCE)
 
 
 def test_the_threshold_becomes_one_half() -> None:
     scores = torch.rand(1, 2, 40, 40)
     before = object_probability(scores)
-    after = object_probability(Calibration(3.0, 0.2)(scores))
+    after = object_probability(Calibration(3.0, 0.2)(scores, 1))
     torch.testing.assert_close(after > 0.5, before > 0.2)
 
 
 def test_scores_at_and_below_zero() -> None:
     scores = torch.tensor([[0.0, 1.0], [1.0, 0.0], [-0.2, 0.7], [0.0, 0.0]])[..., None, None]
-    p = Calibration(**FITTED)(scores)[:, 1].flatten()
+    p = Calibration(**FITTED)(scores, 1)[:, 1].flatten()
     assert p.tolist() == [1.0, 0.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.02, 0.5])
 def test_low_temperatures_do_not_underflow(temperature: float) -> None:
     scores = torch.tensor([[0.4, 0.6], [0.004, 0.006]])[..., None, None]
-    p = Calibration(temperature, 0.5)(scores)
+    p = Calibration(temperature, 0.5)(scores, 1)
     odds = torch.tensor(1.5, dtype=torch.float64) ** (1 / temperature)
     torch.testing.assert_close(p[:, 1].flatten().double(), (odds / (1 + odds)).expand(2))
     torch.testing.assert_close(p.sum(dim=1).flatten(), torch.ones(2))
@@ -58,7 +69,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
     scores = scores[..., None, None]
     for found, exact in (
         (object_probability(scores), object_probability(scores.double())),
-        (Calibration(**FITTED)(scores), Calibration(**FITTED)(scores.double())),
+        (Calibration(**FITTED)(scores, 1), Calibration(**FITTED)(scores.double(), 1)),
     ):
         assert found.dtype == torch.float32
         torch.testing.assert_close(found.double(), exact, **TOLERANCE)
@@ -66,7 +77,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
 
 def test_without_arguments_nothing_changes() -> None:
     scores = torch.rand(1, 2, 4, 4)
-    assert Calibration.from_config(None)(scores) is scores
+    assert Calibration.from_config(None)(scores, 1) is scores
 
 
 @pytest.mark.parametrize(
@@ -74,6 +85,9 @@ def test_without_arguments_nothing_changes() -> None:
     [
         ([1.0, 0.5], TypeError, "a dict of temperature and threshold"),
         ({"temperature": 1.0}, ValueError, "has the keys"),
+        ({"temperature": 1.0, "threshold": 0.5, "shots": 1}, ValueError, "if you like, growth"),
+        ({"temperature": 1.0, "threshold": 0.5, "growth": "1"}, TypeError, "a number"),
+        ({"temperature": 1.0, "threshold": 0.5, "growth": float("inf")}, ValueError, "finite"),
         ({"temperature": "1", "threshold": 0.5}, TypeError, "a number"),
         ({"temperature": 0, "threshold": 0.5}, ValueError, "expected above 0"),
         ({"temperature": float("inf"), "threshold": 0.5}, ValueError, "expected above 0"),
@@ -114,6 +128,21 @@ class TestModel:
         odds = (p.double().logit() - torch.tensor(FITTED["threshold"]).logit()) / 1.7
         found = after.predict(query, support, mask).probability
         torch.testing.assert_close(found, odds.sigmoid().float(), rtol=0, atol=1e-5)
+
+    def test_more_supports(self, models: tuple[HDMNet, HDMNet]) -> None:
+        _, after = models
+        growing = make(base_classes=0, calibration=FITTED | {"growth": 0.6})
+        pair = picture(64, 64, seed=1), box_mask((9, 9, 40, 50), (64, 64))
+        for count in (1, 3):
+            supports = [[x] * count for x in pair]
+            p, found = (
+                model.predict(picture(64, 64), *supports).probability.double().logit()
+                for model in (after, growing)
+            )
+            # Both are resized to the size of the picture, which here is the network's.
+            torch.testing.assert_close(
+                found, p - 0.6 * math.log(count) / FITTED["temperature"], rtol=0, atol=1e-4
+            )
 
     def test_saved_and_fused(self, models: tuple[HDMNet, HDMNet], tmp_path: Path) -> None:
         _, after = models

@@ -28,7 +28,7 @@ OPTIONS = {
     "high_level": True,
     "presence": {"scale": 2.0, "bias": -1.0, "center": [0.5] * 288},
     "contrast": True,
-    "calibration": {"temperature": 1.5, "threshold": 0.4},
+    "calibration": {"temperature": 1.5, "threshold": 0.4, "growth": 0.3},
 }
 
 

@@ -44,6 +44,7 @@ def exported(
     trained = request.param == "trained with 2 shots"
     # Two stages for one of them: exporting three takes longer.
     added = {"base_classes": 0, "contrast": True, "high_level": True}
+    added["calibration"] = {"temperature": 1.5, "threshold": 0.4, "growth": 0.7}
     model = make(**({"shots": 2, "heads": (2, 4)} if trained else added))
     return model, *export_onnx(model, tmp_path_factory.mktemp("onnx") / "new")
 

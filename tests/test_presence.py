@@ -206,17 +206,19 @@ class TestThreshold:
     def test_of_the_model(self, model: HDMNet, support: tuple, tmp_path: Path) -> None:
         plain = model.predict(picture(), *support)
         presence = {"scale": 10.0, "bias": -5.0, "center": []}
-        for threshold in (plain.presence - 1e-3, 0.99):
+        for threshold in (plain.presence - 1e-3, 1 - (1 - plain.presence) / 2):
             strict = HDMNet(**(model.config | {"presence": presence | {"threshold": threshold}}))
             strict.load_state_dict(model.state_dict())
             strict.save_pretrained(tmp_path)
             strict = HDMNet.from_pretrained(tmp_path)
             answer = strict.predict(picture(), *support)
             assert answer.presence == plain.presence
-            # Odds as a plain formulation: what is missing in presence is taken from each pixel.
-            odds = [p / (1 - p) for p in (plain.probability, answer.probability)]
+            # The plain formulation: what is missing in presence lowers the odds of each pixel.
             missing = plain.presence / (1 - plain.presence) / (threshold / (1 - threshold))
-            torch.testing.assert_close(odds[1], odds[0] * min(1, missing), rtol=1e-4, atol=1e-6)
+            p, factor = plain.probability, min(1, missing) ** 4
+            expected = p * factor / (p * factor + 1 - p)
+            torch.testing.assert_close(answer.probability, expected, rtol=1e-4, atol=2e-5)
+            assert torch.equal(answer.probability, p) == (threshold < plain.presence)
             kept = strict.predict(picture(), *support, presence_threshold=0)
             assert torch.equal(kept.probability, plain.probability)
             (again,) = strict.predict_iter([picture()], *support)

@@ -13,7 +13,8 @@ from conftest import make
 from PIL import Image
 from test_predict import picture
 
-from hdmnet import MatchingAttention
+from hdmnet import MatchingAttention, Segmentation
+from hdmnet.nn.calibration import Calibration
 
 RECIPE = Path(__file__).parents[1] / "examples" / "train_lite0"
 
@@ -477,6 +478,31 @@ class TestScores:
         np.testing.assert_allclose(many.mean(), [1 / 2, 2 / 3])
         assert many.at(1).mean() == one.mean()
         assert many.at(1).each == one.each
+
+    def test_thresholds_for_one_support_and_for_five(self) -> None:
+        pytest.importorskip("torchmetrics", reason="needs hdmnet[eval]")
+        from export import Sweep, fit_calibration
+        from held_out import Episode
+
+        target = (np.arange(1600).reshape(40, 40) % 3 == 0).astype(np.uint8)
+        picture = np.zeros((40, 40, 3), np.uint8)
+        episode = Episode("a", picture, target, [picture] * 5, [target] * 5)
+
+        class Surer:
+            """Background has 0.2, the object 0.52 with one support, and 0.72 with five."""
+
+            def predict(self, query: object, supports: list[object], masks: object) -> Segmentation:
+                p = {1: 0.52, 5: 0.72}[len(supports)]
+                return Segmentation(torch.from_numpy(np.where(target == 1, p, 0.2)).float())
+
+        sweeps = [Sweep(Surer(), {"one": [episode], "two": [episode]}, k) for k in (1, 5)]
+        # The largest of those that are best, in steps of 0.025.
+        assert [sweep.threshold() for sweep in sweeps] == pytest.approx([0.5, 0.7])
+        assert sweeps[0].report().splitlines()[1] == "two, 1 shots: 1.000 → 1.000"
+        calibration = Calibration(**fit_calibration(sweeps))
+        for shots, p in ((1, 0.5), (5, 0.7)):
+            scores = torch.tensor([1 - p, p])[None, :, None, None]
+            assert calibration(scores, shots)[0, 1].item() == pytest.approx(0.5, abs=1e-3)
 
     def test_table(self) -> None:
         from score import Score, table

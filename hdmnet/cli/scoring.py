@@ -118,7 +118,8 @@ def score(model: FewShotModel, episodes: EpisodeList, args: SimpleNamespace) -> 
             encoded = model.encode(batch["supports"], batch["masks"])
             if isinstance(model, HDMNet):
                 output = model.match(batch["query"], encoded)
-                scores = {"final": model.calibration(output.final), "meta": output.meta}
+                final = model.calibration(output.final, encoded.shots)
+                scores = {"final": final, "meta": output.meta}
             else:
                 scores = {"final": model.scores(batch["query"], encoded)}
         size = (target.shape[1], target.shape[2])

@@ -21,6 +21,8 @@ POOLED, STEP = 2, 4
 """Side of the squares of query positions, and step between object positions, of `ClassEvidence`."""
 SURE = 1e-3
 """A probability of exactly 1 has no logit: it counts as 1 - SURE."""
+POWER = 4.0
+"""Steepness of `Presence.lower`."""
 
 
 class ClassEvidence(nn.Module):
@@ -212,7 +214,7 @@ class Presence(nn.Module):
     def lower(self, probability: Tensor, presence: float, *, competing: bool = False) -> Tensor:
         """Lower the probabilities of an answer whose presence is below τ.
 
-        odds(p') = odds(p) · min(1, odds(presence) / odds(τ)), with odds(x) = x / (1 - x)
+        odds(p') = odds(p) · min(1, odds(presence) / odds(τ))⁴, with odds(x) = x / (1 - x)
 
         Args:
             probability: Probabilities p, of any shape.
@@ -222,7 +224,7 @@ class Presence(nn.Module):
         threshold = self.competing_threshold if competing else self.threshold
         if presence >= threshold:
             return probability
-        factor = presence * (1 - threshold) / (threshold * (1 - presence))
+        factor = (presence * (1 - threshold) / (threshold * (1 - presence))) ** POWER
         p = probability.clamp(max=1 - 1e-6)  # 1 would divide 0 by 0
         return p * factor / (1 - p * (1 - factor))
 
