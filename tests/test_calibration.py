@@ -27,7 +27,7 @@ def plain(scores: torch.Tensor, temperature: float, threshold: float) -> torch.T
 def test_formula() -> None:
     scores = torch.rand(3, 2, 5, 7) + 1e-3
     expected = plain(scores, **FITTED)
-    torch.testing.assert_close(Calibration(**FITTED)(scores, 1), expected, **TOLERANCE)
+    torch.testing.assert_close(Calibration(**FITTED)(scores), expected, **TOLERANCE)
 
 
 def test_the_threshold_grows_with_the_supports() -> None:
@@ -43,20 +43,20 @@ def test_the_threshold_grows_with_the_supports() -> None:
 def test_the_threshold_becomes_one_half() -> None:
     scores = torch.rand(1, 2, 40, 40)
     before = object_probability(scores)
-    after = object_probability(Calibration(3.0, 0.2)(scores, 1))
+    after = object_probability(Calibration(3.0, 0.2)(scores))
     torch.testing.assert_close(after > 0.5, before > 0.2)
 
 
 def test_scores_at_and_below_zero() -> None:
     scores = torch.tensor([[0.0, 1.0], [1.0, 0.0], [-0.2, 0.7], [0.0, 0.0]])[..., None, None]
-    p = Calibration(**FITTED)(scores, 1)[:, 1].flatten()
+    p = Calibration(**FITTED)(scores)[:, 1].flatten()
     assert p.tolist() == [1.0, 0.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize("temperature", [0.01, 0.02, 0.5])
 def test_low_temperatures_do_not_underflow(temperature: float) -> None:
     scores = torch.tensor([[0.4, 0.6], [0.004, 0.006]])[..., None, None]
-    p = Calibration(temperature, 0.5)(scores, 1)
+    p = Calibration(temperature, 0.5)(scores)
     odds = torch.tensor(1.5, dtype=torch.float64) ** (1 / temperature)
     torch.testing.assert_close(p[:, 1].flatten().double(), (odds / (1 + odds)).expand(2))
     torch.testing.assert_close(p.sum(dim=1).flatten(), torch.ones(2))
@@ -69,7 +69,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
     scores = scores[..., None, None]
     for found, exact in (
         (object_probability(scores), object_probability(scores.double())),
-        (Calibration(**FITTED)(scores, 1), Calibration(**FITTED)(scores.double(), 1)),
+        (Calibration(**FITTED)(scores), Calibration(**FITTED)(scores.double())),
     ):
         assert found.dtype == torch.float32
         torch.testing.assert_close(found.double(), exact, **TOLERANCE)
@@ -77,7 +77,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
 
 def test_without_arguments_nothing_changes() -> None:
     scores = torch.rand(1, 2, 4, 4)
-    assert Calibration.from_config(None)(scores, 1) is scores
+    assert Calibration.from_config(None)(scores) is scores
 
 
 @pytest.mark.parametrize(

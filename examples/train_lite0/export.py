@@ -41,6 +41,7 @@ EPISODES = 80
 """Of each validation set."""
 THRESHOLDS = np.linspace(0.1, 0.9, 33)
 TOLERATED = 0.005
+"""Class mIoU that a larger threshold may cost."""
 TEMPERATURES = np.geomspace(0.5, 4, 40)
 PIXELS = 500
 """Taken of each answer, for temperature and calibration error."""
@@ -91,11 +92,9 @@ class Sweep:
 
 def fit_calibration(sweeps: list[Sweep]) -> dict[str, float]:
     """Find the arguments of `Calibration` for the answers with one support and with five."""
-    one, five = (torch.tensor(sweep.threshold()).logit().item() for sweep in sweeps)
-    thresholds = {
-        "threshold": round(sweeps[0].threshold(), 3),
-        "growth": round((five - one) / math.log(SHOTS), 3),
-    }
+    one, five = torch.tensor([sweep.threshold() for sweep in sweeps])
+    growth = (five.logit() - one.logit()).item() / math.log(SHOTS)
+    thresholds = {"threshold": round(one.item(), 3), "growth": round(growth, 3)}
     return {"temperature": fit_temperature(sweeps, **thresholds), **thresholds}
 
 
