@@ -13,6 +13,7 @@ import argparse
 import json
 import logging
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -61,12 +62,29 @@ class Score:
         )
 
 
-def measure(model: FewShotModel, episodes: list[Episode], shots: int, desc: str) -> IoU:
+def answered(result: Segmentation) -> np.ndarray:
+    """Return the mask (H, W)."""
+    return result.mask.numpy()
+
+
+def at_thresholds(result: Segmentation) -> np.ndarray:
+    """Return the masks (101, H, W) at all thresholds."""
+    probability = result.probability.numpy()
+    return np.stack([probability > threshold for threshold in THRESHOLDS])
+
+
+def measure(
+    model: FewShotModel,
+    episodes: list[Episode],
+    shots: int,
+    desc: str,
+    masks: Callable[[Segmentation], np.ndarray] = answered,
+) -> IoU:
     """Measure the class mIoU of `predict`."""
     iou = IoU()
     for episode in tqdm(episodes, desc):
         result = model.predict(episode.query, episode.supports[:shots], episode.masks[:shots])
-        iou.add(episode.category, result.mask.numpy(), episode.target)
+        iou.add(episode.category, masks(result), episode.target)
     return iou
 
 
@@ -76,16 +94,6 @@ def measure_all_foreground(episodes: list[Episode]) -> IoU:
     for episode in episodes:
         iou.add(episode.category, np.ones(episode.target.shape, bool), episode.target)
     return iou
-
-
-def measure_at_best(model: FewShotModel, episodes: list[Episode], shots: int, desc: str) -> IoU:
-    """Measure the class mIoU at the best of 101 thresholds."""
-    iou = IoU()
-    for episode in tqdm(episodes, desc):
-        result = model.predict(episode.query, episode.supports[:shots], episode.masks[:shots])
-        above = np.stack([result.probability.numpy() > threshold for threshold in THRESHOLDS])
-        iou.add(episode.category, above, episode.target)
-    return iou.at(int(iou.mean().argmax()))
 
 
 def measure_prior(model: HDMNet, episodes: list[Episode]) -> IoU:
@@ -182,8 +190,9 @@ def main() -> None:
                     draw_worst(model, episodes, iou, args.out / f"worst_{name}.jpg")
         for shots in (1, SHOTS):
             if trained:
-                iou = measure_at_best(trained, episodes, shots, f"{PROTOTYPES}, {name}")
-                scores.append(Score.of(PROTOTYPES, name, shots, iou))
+                iou = measure(trained, episodes, shots, f"{PROTOTYPES}, {name}", at_thresholds)
+                best = iou.at(int(iou.mean().argmax()))
+                scores.append(Score.of(PROTOTYPES, name, shots, best))
         prior = measure_prior(first, episodes)
         scores.append(Score.of("the prior alone, at its best threshold", name, 1, prior))
         scores.append(Score.of("all foreground", name, 1, measure_all_foreground(episodes)))
