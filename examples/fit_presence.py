@@ -5,8 +5,8 @@
 
 Each episode has two queries: one that shows the class, and one that does not. The center is the
 mean of the features of images that show a class of `--fit`. A logistic regression on the cosines of
-these classes, and on the number of supports, gives scale, bias and growth. Answers with a presence
-below 0.2 are lowered. The report is of the classes of `--test`, with one support and with all.
+these classes gives scale and bias. Answers with a presence below 0.2 are lowered. The report is of
+the classes of `--test`, with one support and with all.
 """
 
 import argparse
@@ -114,28 +114,25 @@ def fit_presence(
     results = list(
         answers(with_options(model, presence=unfitted).fused(), source, classes, **drawn)
     )
-    cosine = torch.tensor([r.answer.presence for r in results]).logit()
-    shots = torch.tensor([float(r.shots) for r in results])
-    shown = torch.tensor([float(r.shown) for r in results])
-    scale, growth, bias = logistic_regression(torch.stack([cosine, -shots.log()], dim=1), shown)
-    fitted = {"scale": scale, "bias": bias, "growth": growth if max(shots) > 1 else 0.0}
+    x = torch.tensor([r.answer.presence for r in results]).logit()
+    scale, bias = logistic_regression(x, torch.tensor([float(r.shown) for r in results]))
     thresholds = {"threshold": THRESHOLD, "competing_threshold": COMPETING}
-    return {name: round(value, 3) for name, value in fitted.items()} | thresholds | kept
+    return {"scale": round(scale, 3), "bias": round(bias, 3)} | thresholds | kept
 
 
-def logistic_regression(x: Tensor, y: Tensor) -> list[float]:
-    """Find the a (d,) and b that maximise the likelihood of y (n,) under σ(x a + b), x (n, d)."""
-    weight = torch.zeros(x.shape[1] + 1, requires_grad=True)
+def logistic_regression(x: Tensor, y: Tensor) -> tuple[float, float]:
+    """Find the a and b that maximise the likelihood of y (n,) under σ(a x + b)."""
+    weight = torch.zeros(2, requires_grad=True)
     optimiser = torch.optim.LBFGS([weight], max_iter=100, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimiser.zero_grad()
-        value = F.binary_cross_entropy_with_logits(x @ weight[:-1] + weight[-1], y)
+        value = F.binary_cross_entropy_with_logits(weight[0] * x + weight[1], y)
         value.backward()
         return value
 
     optimiser.step(loss)
-    return weight.tolist()
+    return weight[0].item(), weight[1].item()
 
 
 def report(model: HDMNet, results: list[Answered], shots: int) -> str:

@@ -26,7 +26,7 @@ OPTIONS = {
     "frozen_norm": False,
     "layers": None,
     "high_level": True,
-    "presence": {"scale": 2.0, "bias": -1.0, "growth": 0.2, "center": [0.5] * 288},
+    "presence": {"scale": 2.0, "bias": -1.0, "center": [0.5] * 288},
     "contrast": True,
     "calibration": {"temperature": 1.5, "threshold": 0.4, "growth": 0.3},
 }

@@ -1,6 +1,5 @@
 """Whether a query shows the class, and what negatives change."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,10 +38,9 @@ class TestPresence:
                 shown += F.normalize(s[k, :, y, x] - mu, dim=0)
         return F.cosine_similarity(found, shown, dim=0)
 
-    @pytest.mark.parametrize("growth", [0.0, 0.4])
-    def test_formula(self, growth: float) -> None:
+    def test_formula(self) -> None:
         mu = torch.randn(8)
-        presence = Presence(3.0, -0.5, mu.tolist(), growth=growth)
+        presence = Presence(3.0, -0.5, mu.tolist())
         q, s = torch.rand(2, 8, 5, 6), torch.rand(3, 2, 8, 5, 6)
         m = (torch.rand(3, 2, 5, 6) > 0.6).float()
         scores = torch.rand(6, 2, 5, 6)  # 2 queries, 3 classes in each
@@ -54,18 +52,7 @@ class TestPresence:
             for i in range(3):
                 p = object_probability(mine[i])
                 cosine = self.expected(q[query], p, s[i], m[i], mu)
-                assert_same(result[i], (3 * cosine - 0.5 - growth * math.log(2)).sigmoid())
-
-    def test_classes_with_different_numbers_of_supports(self) -> None:
-        presence = Presence(3.0, -0.5, growth=0.4)
-        q, scores = torch.rand(1, 8, 5, 6), torch.rand(2, 2, 5, 6)
-        sets = [
-            foreground_features(torch.rand(1, k, 8, 5, 6), torch.ones(1, k, 5, 6)) for k in (1, 3)
-        ]
-        both = presence(q, scores, sets, [None] * 2)[1]
-        for i, given in enumerate(sets):
-            alone = presence(q, scores[i : i + 1], [given], [None])[1]
-            assert_same(both[i : i + 1], alone)
+                assert_same(result[i], (3 * cosine - 0.5).sigmoid())
 
     def test_episodes_in_one_set(self) -> None:
         presence = Presence(3.0, -0.5)
@@ -242,9 +229,7 @@ class TestThreshold:
         [
             ({"threshold": 2.0}, ValueError, "threshold'] must be in"),
             ({"threshold": "0"}, TypeError, "a probability"),
-            ({"limit": 0.5}, ValueError, "if you like, growth, threshold"),
-            ({"growth": "1"}, TypeError, "a number"),
-            ({"growth": float("nan")}, ValueError, "finite"),
+            ({"limit": 0.5}, ValueError, "if you like, threshold"),
         ],
     )
     def test_refused_by_the_model(

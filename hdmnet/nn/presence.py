@@ -77,21 +77,20 @@ class ClassEvidence(nn.Module):
 class Presence(nn.Module):
     """Estimate whether a query shows any of the class.
 
-    presence = σ(a cos(f, d) + b − c ln K)
+    presence = σ(a cos(f, d) + b)
     f = Σ_i p_i² u(q_i − μ), what was found in the query, with the probability p_i
-    d = Σ_kj u(s_kj − μ), over the object positions j of all K shots k
+    d = Σ_kj u(s_kj − μ), over the object positions j of all shots k
     u(x) = x / |x|
 
     The square counts sure positions more than a large unsure area. With a `ClassEvidence`, f is its
     evidence of the query with the weights p², and d that of the object, where each shot weighs the
     same. To save time, it sees means of 2 × 2 query positions, and every fourth object position.
-    The cosine of what shows the class rises with K, because d is then less that of one object.
 
     Negatives n are things that are not the class, with directions d_n. They lower the cosine, and
     the probability of every pixel, where a query resembles one of them more than the class:
 
     g = min(0, cos(f, d) − max_n cos(f, d_n))
-    presence = σ(a (cos(f, d) + g) + b − c ln K)
+    presence = σ(a (cos(f, d) + g) + b)
     p' = σ(logit(p) + 10 g)
 
     Args:
@@ -102,9 +101,8 @@ class Presence(nn.Module):
         competing_threshold: The τ of classes that compete, see `set_apart`: an image with several
             objects has a lower presence for each. None: `threshold`.
         evidence: What f and d are made of. None: the directions u.
-        growth: c, how much the logit falls when K grows e-fold.
 
-    Source: this project. `examples/fit_presence.py` fits a, b, c and μ.
+    Source: this project. `examples/fit_presence.py` fits a, b and μ.
     """
 
     def __init__(
@@ -115,12 +113,10 @@ class Presence(nn.Module):
         threshold: float = 0.0,
         competing_threshold: float | None = None,
         evidence: ClassEvidence | None = None,
-        growth: float = 0.0,
     ) -> None:
         super().__init__()
         self.scale = scale
         self.bias = bias
-        self.growth = growth
         self.threshold = threshold
         self.competing_threshold = threshold if competing_threshold is None else competing_threshold
         # No buffer: that would change the model's fingerprint, but it changes no encoded support.
@@ -132,10 +128,9 @@ class Presence(nn.Module):
         """Make the module of a constructor argument of the network.
 
         Args:
-            config: A dict of `scale`, `bias`, `center` and, if they are there, `growth`,
-                `threshold`, `competing_threshold` and `evidence`: the numbers of hidden units and
-                of classes of a `ClassEvidence`. None: the defaults, which fit no network in
-                particular.
+            config: A dict of `scale`, `bias`, `center` and, if they are there, `threshold`,
+                `competing_threshold` and `evidence`: the numbers of hidden units and of classes of
+                a `ClassEvidence`. None: the defaults, which fit no network in particular.
             channels: Channels of the features.
 
         Raises:
@@ -146,14 +141,13 @@ class Presence(nn.Module):
         if config is None:
             return cls()
         check_type("presence", config, Mapping, "a dict of scale, bias and center")
-        optional = {"growth", "threshold", "competing_threshold", "evidence"}
+        optional = {"threshold", "competing_threshold", "evidence"}
         if config.keys() | optional != {"scale", "bias", "center"} | optional:
             raise ValueError(
                 f"presence has the keys {sorted(config)}: expected scale, bias, center and, if you "
-                "like, growth, threshold, competing_threshold and evidence"
+                "like, threshold, competing_threshold and evidence"
             )
         scale, bias, center = config["scale"], config["bias"], config["center"]
-        growth = config.get("growth", 0.0)
         threshold = config.get("threshold", 0.0)
         competing = config.get("competing_threshold")
         competing = threshold if competing is None else competing
@@ -165,7 +159,7 @@ class Presence(nn.Module):
                 f"presence['center'] has {len(center)} entries: expected {channels}, the channels "
                 "of f4, or none"
             )
-        for value in (scale, bias, growth, *center):
+        for value in (scale, bias, *center):
             check_type("each value of presence", value, (int, float), "a number")
             if not math.isfinite(value):
                 raise ValueError(f"presence holds {value}: expected finite numbers")
@@ -175,7 +169,7 @@ class Presence(nn.Module):
             if len(units) != 2:
                 raise ValueError(f"presence['evidence'] is {units}: expected [hidden, classes]")
             evidence = ClassEvidence(channels, *units)
-        return cls(scale, bias, center, threshold, competing, evidence, growth)
+        return cls(scale, bias, center, threshold, competing, evidence)
 
     def forward(
         self,
@@ -206,8 +200,8 @@ class Presence(nn.Module):
         found = self.found(query, p.unflatten(0, (query.shape[0], -1)))
         each = found.tensor_split(len(supports), dim=1)
         compared = [self._compare(*x) for x in zip(each, supports, negatives, strict=True)]
-        logit, gap = (torch.cat(parts, dim=1).flatten() for parts in zip(*compared, strict=True))
-        presence = logit.sigmoid()
+        cosine, gap = (torch.cat(parts, dim=1).flatten() for parts in zip(*compared, strict=True))
+        presence = (self.scale * (cosine + gap) + self.bias).sigmoid()
         if all(x is None for x in negatives):
             return scores, presence
         gap = gap[:, None, None].to(p.dtype)
@@ -321,17 +315,14 @@ class Presence(nn.Module):
     def _compare(
         self, found: Tensor, support: PriorFeatures, negatives: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Compute the logit of presence and g, both (B, n), of f (B, n, C)."""
+        """Compute cos(f, d) and g, both (B, n), of f (B, n, C)."""
         classes = _for_each(self.shown(support).to(found.dtype), found.shape[0])
         cosine = F.cosine_similarity(found, classes, dim=-1)
-        gap = torch.zeros_like(cosine)
-        if negatives is not None:
-            others = _for_each(negatives.to(found.dtype), found.shape[0])
-            nearest = F.cosine_similarity(found[:, :, None], others, dim=-1).amax(dim=-1)
-            gap = (cosine - nearest).clamp(max=0)
-        # A tensor: K of an exported graph is no number.
-        shots = found.new_ones(()) * support.unit.shape[1]
-        return self.scale * (cosine + gap) + self.bias - self.growth * shots.log(), gap
+        if negatives is None:
+            return cosine, torch.zeros_like(cosine)
+        others = _for_each(negatives.to(found.dtype), found.shape[0])
+        nearest = F.cosine_similarity(found[:, :, None], others, dim=-1).amax(dim=-1)
+        return cosine, (cosine - nearest).clamp(max=0)
 
 
 def object_probability(scores: Tensor) -> Tensor:
