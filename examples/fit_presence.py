@@ -5,7 +5,7 @@
 
 Each episode has two queries: one that shows the class, and one that does not. The center is the
 mean of the features of images that show a class of `--fit`. A logistic regression on the cosines of
-these classes gives scale and bias. Answers with a presence below 0.2 are lowered. The report is of
+these classes gives scale and bias. Answers with a presence below 0.1 are lowered. The report is of
 the classes of `--test`, with one support and with all.
 """
 
@@ -29,8 +29,7 @@ from hdmnet.preprocess import IGNORE, resize_image
 logger = logging.getLogger(__name__)
 
 IMAGES = 300  # whose mean is the center
-THRESHOLD = 0.2  # below which the model lowers its answers
-COMPETING = 0.1  # the same, where it was asked for several classes
+THRESHOLD = 0.1  # below which the model lowers its answers
 
 
 class Answered(NamedTuple):
@@ -116,8 +115,7 @@ def fit_presence(
     )
     x = torch.tensor([r.answer.presence for r in results]).logit()
     scale, bias = logistic_regression(x, torch.tensor([float(r.shown) for r in results]))
-    thresholds = {"threshold": THRESHOLD, "competing_threshold": COMPETING}
-    return {"scale": round(scale, 3), "bias": round(bias, 3)} | thresholds | kept
+    return {"scale": round(scale, 3), "bias": round(bias, 3), "threshold": THRESHOLD} | kept
 
 
 def logistic_regression(x: Tensor, y: Tensor) -> tuple[float, float]:

@@ -100,9 +100,9 @@ class HDMNetInference(FewShotModel):
         scores, presence = self.presence(query.prior[1], scores, f4, negatives)
         return Matches(scores, presence, out.correlations, prior, self.priors, out.base)
 
-    def doubt(self, answer: Segmentation, *, competing: bool = False) -> Segmentation:
+    def doubt(self, answer: Segmentation) -> Segmentation:
         """Lower the probabilities of an answer whose presence is low: see `Presence.lower`."""
-        lowered = self.presence.lower(answer.probability, answer.presence, competing=competing)
+        lowered = self.presence.lower(answer.probability, answer.presence)
         return replace(answer, probability=lowered)
 
     def likeness(self, sets: list[SupportSet]) -> Tensor | None:

@@ -82,7 +82,7 @@ class Predictor(nn.Module, ABC):
         """Compare the objects of K sets: (K, K) in [0, 1]. Without an override, None."""
         return None
 
-    def doubt(self, answer: Segmentation, *, competing: bool = False) -> Segmentation:
+    def doubt(self, answer: Segmentation) -> Segmentation:
         """Lower an answer whose presence is low. Without an override, it stays as it is."""
         return answer
 
@@ -546,9 +546,7 @@ class Predictor(nn.Module, ABC):
                     yield image
                     continue
                 pairs = next(matches)
-                answers = [
-                    self._answer(*pair, image, options, competing=competing) for pair in pairs
-                ]
+                answers = [self._answer(*pair, image, options) for pair in pairs]
                 if alone and not options.generalized:
                     yield answers[0]
                     continue
@@ -606,8 +604,7 @@ class Predictor(nn.Module, ABC):
         if not options.self_support:
             return matches
         first = Options()  # the model's own rule says what was found, whatever the caller's is
-        answers = [self._answer(x, None, batch[0], first, competing=competing) for x in matches]
-        masks = [answer.mask for answer in answers]
+        masks = [self._answer(x, None, batch[0], first).mask for x in matches]
         if not any(mask.any() for mask in masks):
             return matches
         sets = [supports for group in groups for supports in group]
@@ -641,13 +638,7 @@ class Predictor(nn.Module, ABC):
         return sides
 
     def _answer(
-        self,
-        match: Matches,
-        evidence: Evidence | None,
-        image: Tensor,
-        options: Options,
-        *,
-        competing: bool,
+        self, match: Matches, evidence: Evidence | None, image: Tensor, options: Options
     ) -> Segmentation:
         presence = None if match.presence is None else match.presence.item()
         answer = Segmentation.from_scores(match.scores, image.shape[-2:], presence, evidence)
@@ -655,7 +646,7 @@ class Predictor(nn.Module, ABC):
             answer = replace(answer, probability=refine_borders(answer.probability, image))
         threshold = options.presence_threshold
         if threshold is None:
-            return self.doubt(answer, competing=competing)
+            return self.doubt(answer)
         return answer.emptied_below(threshold)
 
     def _prepare(self, image: Tensor) -> Tensor:

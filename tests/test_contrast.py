@@ -13,7 +13,7 @@ from test_predict import picture
 from hdmnet import HDMNet, SupportSet
 from hdmnet.images import load_image
 from hdmnet.nn.contrast import SCALE, set_apart
-from hdmnet.nn.presence import Presence, object_probability
+from hdmnet.nn.presence import object_probability
 from hdmnet.nn.priors import contrast_prior, foreground_features, mean_feature
 from hdmnet.preprocess import resize_scores
 
@@ -234,8 +234,7 @@ class TestModel:
             "scale": 5.0,
             "bias": -2.0,
             "center": [],
-            "threshold": 0.9,
-            "competing_threshold": 0.6,
+            "threshold": 0.6,
             "evidence": [16, 7],
         }
         model = make(base_classes=0, contrast=True, presence=presence)
@@ -269,7 +268,7 @@ class TestModel:
             expected = resize_scores(expected[None, None], (70, 90))[0, 0]
             presence = alone[i].presence.item()
             assert many[name].presence == pytest.approx(presence, abs=1e-5)
-            expected = model.presence.lower(expected, presence, competing=True)
+            expected = model.presence.lower(expected, presence)
             torch.testing.assert_close(many[name].probability, expected, rtol=0, atol=1e-4)
             assert lead.abs().max() > 0.02
 
@@ -278,16 +277,6 @@ class TestModel:
         together = with_evidence.predict(query, sets).probability
         apart = with_evidence.predict(query, sets, batch_size=1).probability
         torch.testing.assert_close(together, apart, **TOLERANCE)
-
-    def test_thresholds(self, with_evidence: HDMNet) -> None:
-        presence, p = with_evidence.presence, torch.full((1, 1), 0.5)
-        assert presence.lower(p, 0.7) < 0.5
-        assert presence.lower(p, 0.7, competing=True) == 0.5
-        assert presence.lower(p, 0.5, competing=True) < 0.5
-        default = Presence.from_config(
-            {"scale": 1.0, "bias": 0.0, "center": [], "threshold": 0.9}, 8
-        )
-        assert default.competing_threshold == 0.9
 
     def test_refused(self) -> None:
         with pytest.raises(TypeError, match="contrast must be a bool"):

@@ -313,7 +313,7 @@ class Visit:
             for name in answer.names:
                 part = answer[name]
                 if choice.presence is None:
-                    part = self._model.doubt(part, competing=len(answer.names) > 1)
+                    part = self._model.doubt(part)
                 else:
                     part = part.emptied_below(choice.presence)
                 parts[name] = replace(part, probability=_moved(part.probability, choice.threshold))

@@ -98,8 +98,6 @@ class Presence(nn.Module):
         bias: The bias b.
         center: The mean μ of the features over many images. Empty: 0.
         threshold: The presence τ below which `lower` lowers an answer. 0: never.
-        competing_threshold: The τ of classes that compete, see `set_apart`: an image with several
-            objects has a lower presence for each. None: `threshold`.
         evidence: What f and d are made of. None: the directions u.
 
     Source: this project. `examples/fit_presence.py` fits a, b and μ.
@@ -111,14 +109,12 @@ class Presence(nn.Module):
         bias: float = -5.0,
         center: Sequence[float] = (),
         threshold: float = 0.0,
-        competing_threshold: float | None = None,
         evidence: ClassEvidence | None = None,
     ) -> None:
         super().__init__()
         self.scale = scale
         self.bias = bias
         self.threshold = threshold
-        self.competing_threshold = threshold if competing_threshold is None else competing_threshold
         # No buffer: that would change the model's fingerprint, but it changes no encoded support.
         self.center = tuple(center)
         self.evidence = evidence
@@ -128,31 +124,28 @@ class Presence(nn.Module):
         """Make the module of a constructor argument of the network.
 
         Args:
-            config: A dict of `scale`, `bias`, `center` and, if they are there, `threshold`,
-                `competing_threshold` and `evidence`: the numbers of hidden units and of classes of
-                a `ClassEvidence`. None: the defaults, which fit no network in particular.
+            config: A dict of `scale`, `bias`, `center` and, if they are there, `threshold` and
+                `evidence`: the numbers of hidden units and of classes of a `ClassEvidence`. None:
+                the defaults, which fit no network in particular.
             channels: Channels of the features.
 
         Raises:
             TypeError: If `config` is not a dict, or a value has the wrong type.
-            ValueError: If a key is unknown or missing, `center` has another length, or a threshold
-                is not in [0, 1].
+            ValueError: If a key is unknown or missing, `center` has another length, or the
+                threshold is not in [0, 1].
         """
         if config is None:
             return cls()
         check_type("presence", config, Mapping, "a dict of scale, bias and center")
-        optional = {"threshold", "competing_threshold", "evidence"}
+        optional = {"threshold", "evidence"}
         if config.keys() | optional != {"scale", "bias", "center"} | optional:
             raise ValueError(
                 f"presence has the keys {sorted(config)}: expected scale, bias, center and, if you "
-                "like, threshold, competing_threshold and evidence"
+                "like, threshold and evidence"
             )
         scale, bias, center = config["scale"], config["bias"], config["center"]
         threshold = config.get("threshold", 0.0)
-        competing = config.get("competing_threshold")
-        competing = threshold if competing is None else competing
-        for name, value in {"threshold": threshold, "competing_threshold": competing}.items():
-            check_probabilities(**{f"presence['{name}']": value})
+        check_probabilities(**{"presence['threshold']": threshold})
         check_type("presence['center']", center, (list, tuple), "a list of numbers")
         if len(center) not in (0, channels):
             raise ValueError(
@@ -169,7 +162,7 @@ class Presence(nn.Module):
             if len(units) != 2:
                 raise ValueError(f"presence['evidence'] is {units}: expected [hidden, classes]")
             evidence = ClassEvidence(channels, *units)
-        return cls(scale, bias, center, threshold, competing, evidence)
+        return cls(scale, bias, center, threshold, evidence)
 
     def forward(
         self,
@@ -211,7 +204,7 @@ class Presence(nn.Module):
         # b only grows and f only shrinks: no probability rises, also after the scores are resized.
         return torch.stack([b.clamp(min=0).where(moved > 0, b) + moved, f - moved], dim=1), presence
 
-    def lower(self, probability: Tensor, presence: float, *, competing: bool = False) -> Tensor:
+    def lower(self, probability: Tensor, presence: float) -> Tensor:
         """Lower the probabilities of an answer whose presence is below τ.
 
         odds(p') = odds(p) · min(1, odds(presence) / odds(τ))⁴, with odds(x) = x / (1 - x)
@@ -219,12 +212,11 @@ class Presence(nn.Module):
         Args:
             probability: Probabilities p, of any shape.
             presence: In [0, 1].
-            competing: Whether the class was asked for with others.
         """
-        threshold = self.competing_threshold if competing else self.threshold
-        if presence >= threshold:
+        if presence >= self.threshold:
             return probability
-        factor = (presence * (1 - threshold) / (threshold * (1 - presence))) ** POWER
+        odds = presence / (1 - presence)
+        factor = (odds * (1 - self.threshold) / self.threshold) ** POWER
         p = probability.clamp(max=1 - 1e-6)  # 1 would divide 0 by 0
         return p * factor / (1 - p * (1 - factor))
 
