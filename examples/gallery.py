@@ -33,7 +33,6 @@ TASKS: tuple[tuple[str, str, tuple[int, ...], Box | None, dict[str, Any]], ...] 
     ("rocks", "rocks", (1,), None, {}),
     ("roads", "roads", (1,), None, {}),
     ("pelicans", "pelicans", (1,), None, {}),
-    ("pelicans-all", "pelicans", (1,), None, {"presence_threshold": 0}),
     ("nuclei", "nuclei", (1,), None, {}),
     ("nuclei-tiles", "nuclei", (2,), None, {"tile": 160}),
     ("galaxies", "galaxies", (1,), Box(165, 125, 283, 314), {}),
