@@ -369,16 +369,23 @@ def test_several_classes_and_a_negative(visit: Callable[..., Visitor], model: HD
     assert "negatives=negatives" in visitor.python()
 
 
-def test_the_rule_of_the_model() -> None:
-    """Answers are shown as `predict` gives them."""
+@pytest.mark.parametrize("names", [("fish", "person"), ("fish",)])
+def test_the_rule_of_the_model(names: tuple[str, ...]) -> None:
+    """One class and several are lowered, as by `predict`."""
     rule = {"scale": 0.0, "bias": 0.0, "center": [], "threshold": 0.9}
     model = make(base_classes=0, presence=rule)  # every presence is 0.5
     visit = Visit(model)
-    visit.add_support("fish", FISH / "support_1.jpg").mask[100:, 100:] = True
-    visit.add_query(FISH / "query_1.jpg")
+    given = {name: visit.add_support(name, DATA / name / "support_1.jpg") for name in names}
+    for support in given.values():
+        support.mask[100:, 100:] = True
+    query = visit.add_query(FISH / "query_1.jpg")
     list(visit.segment())
     ((_, shown),) = visit.chosen(Choice())
     assert (shown.probability < visit.answers[0].probability).all()
+    images = {name: support.image for name, support in given.items()}
+    masks = {name: support.mask for name, support in given.items()}
+    expected = model.predict(query.image, images, masks)
+    torch.testing.assert_close(shown.probability, expected.probability)
 
 
 def test_files_of_a_visit(model: HDMNet, tmp_path: Path) -> None:

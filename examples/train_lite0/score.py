@@ -67,10 +67,14 @@ def answered(result: Segmentation) -> np.ndarray:
     return result.mask.numpy()
 
 
-def at_thresholds(result: Segmentation) -> np.ndarray:
+def above_thresholds(values: np.ndarray) -> np.ndarray:
+    """Return the masks (101, H, W) of values (H, W) at all thresholds."""
+    return np.stack([values > threshold for threshold in THRESHOLDS])
+
+
+def answered_at_thresholds(result: Segmentation) -> np.ndarray:
     """Return the masks (101, H, W) at all thresholds."""
-    probability = result.probability.numpy()
-    return np.stack([probability > threshold for threshold in THRESHOLDS])
+    return above_thresholds(result.probability.numpy())
 
 
 def measure(
@@ -107,8 +111,7 @@ def measure_prior(model: HDMNet, episodes: list[Episode]) -> IoU:
             prior = model.match(model.backbone.normalise(image), supports).prior
         maps = interpolate(prior[:, :2], episode.target.shape, mode="bilinear")[0].numpy()
         for iou, values in zip(ious, maps, strict=True):
-            above = np.stack([values > threshold for threshold in THRESHOLDS])
-            iou.add(episode.category, above, episode.target)
+            iou.add(episode.category, above_thresholds(values), episode.target)
     best = max(ious, key=lambda iou: iou.mean().max())
     return best.at(int(best.mean().argmax()))
 
@@ -190,7 +193,8 @@ def main() -> None:
                     draw_worst(model, episodes, iou, args.out / f"worst_{name}.jpg")
         for shots in (1, SHOTS):
             if trained:
-                iou = measure(trained, episodes, shots, f"{PROTOTYPES}, {name}", at_thresholds)
+                desc = f"{PROTOTYPES}, {name}"
+                iou = measure(trained, episodes, shots, desc, answered_at_thresholds)
                 best = iou.at(int(iou.mean().argmax()))
                 scores.append(Score.of(PROTOTYPES, name, shots, best))
         prior = measure_prior(first, episodes)
