@@ -1,10 +1,11 @@
 """Measure what one call with several classes gives, where a query shows two of them.
 
-    python examples/measure_classes.py VOCdevkit/VOC2012 --pairs cat:sofa,person:sheep
+    python examples/measure_classes.py VOCdevkit/VOC2012 --pairs cat:sofa,person:sheep --absent 1
 
-Each query shows both classes of a pair, and its supports show one of the two each. Labels come from
-two separate calls and the higher probability, or from one call with both classes, which compete if
-the model has a `ClassEvidence`.
+Each query shows both classes of a pair, and its supports show one of the two each. With `--absent`,
+it is also asked for classes of other pairs that it does not show. Labels come from separate calls
+and the highest probability, or from one call with all classes, which compete if the model has a
+`ClassEvidence`.
 """
 
 import argparse
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--list", default="val", help="list of images")
     parser.add_argument("--model", default="hdmnet-lite0", help="name, folder or Hub repository")
     parser.add_argument("--scenes", type=int, default=30, help="most scenes of each pair")
+    parser.add_argument("--absent", type=int, default=0, help="more classes, which are not there")
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 5])
     parser.add_argument("--min-area", type=int, default=1024, help="pixels of what is shown")
     parser.add_argument("--presence-threshold", type=float, help="as for predict")
@@ -66,8 +68,11 @@ def main() -> None:
     for query, pair in tqdm(scenes, "scenes"):
         truth = torch.from_numpy(source.label(query)).long()
         image = source.image(query)
+        others = [name for name in names if label_of[name] not in areas[query]]
+        drawn = np.random.default_rng((args.seed, query)).permutation(others)
+        absent = [str(name) for name in drawn[: args.absent]]
         encoded = {}
-        for name in pair:
+        for name in (*pair, *absent):
             apart = [i for i in showing(name) if i not in scenes_of[pair]]
             encoded[name] = [
                 model.encode_supports(
@@ -86,7 +91,7 @@ def main() -> None:
                 "one call": model.predict(image, sets, **options).labels,
             }
             for way, labels in answers.items():
-                for number, name in enumerate(pair, start=1):
+                for number, name in enumerate(encoded, start=1):
                     target = (truth == label_of[name]).long().masked_fill(truth == VOID, IGNORE)
                     which = torch.tensor([names.index(name)])
                     metrics[k, way].update((labels == number)[None], target[None], which)

@@ -76,11 +76,12 @@ class HDMNetInference(FewShotModel):
         """Set the classes of a call apart, if the model can tell what they look like."""
         matches = [self._match_group(look, group) for group in groups]
         f4 = [s.prior_features[1] for group in groups for s in group]
-        likeness = self.presence.likeness(look.features.prior[1], f4)
+        scores = torch.cat([match.scores for match in matches])
+        likeness = self.presence.likeness(look.features.prior[1], object_probability(scores), f4)
         if likeness is None:
             yield from matches
             return
-        scores = set_apart(torch.cat([match.scores for match in matches]), likeness)
+        scores = set_apart(scores, likeness)
         parts = scores.split([len(group) for group in groups])
         for match, part in zip(matches, parts, strict=True):
             yield match._replace(scores=part)

@@ -13,7 +13,7 @@ from test_predict import picture
 from hdmnet import HDMNet, SupportSet
 from hdmnet.images import load_image
 from hdmnet.nn.contrast import SCALE, set_apart
-from hdmnet.nn.presence import object_probability
+from hdmnet.nn.presence import REACH, object_probability
 from hdmnet.nn.priors import contrast_prior, foreground_features, mean_feature
 from hdmnet.preprocess import resize_scores
 
@@ -97,6 +97,12 @@ class TestSetApart:
     def test_two_that_look_alike(self) -> None:
         scores, likeness = torch.rand(2, 2, 9, 9), torch.rand(1, 3, 3).expand(2, 3, 3)
         torch.testing.assert_close(set_apart(scores, likeness), scores, rtol=0, atol=1e-3)
+
+    def test_two_that_do_not_overlap(self) -> None:
+        scores = torch.full((2, 2, 9, 9), 0.5)
+        scores[0, 1, :, :5] = scores[1, 1, :, 5:] = 0
+        apart = set_apart(scores, torch.rand(2, 3, 3))
+        torch.testing.assert_close(apart, scores, rtol=0, atol=1e-3)
 
     def test_one_class(self) -> None:
         scores = torch.rand(1, 2, 9, 9)
@@ -242,8 +248,12 @@ class TestModel:
             buffer.copy_(torch.randn_like(buffer))
         return model
 
-    def test_classes_compete_for_places(self, with_evidence: HDMNet) -> None:
-        """The formula of `set_apart`, position by position, and the presence of each alone."""
+    @pytest.mark.parametrize("reach", [1, REACH])
+    def test_classes_compete_for_places(
+        self, with_evidence: HDMNet, reach: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The formulas of `likeness` and `set_apart`, and the presence of each class alone."""
+        monkeypatch.setattr("hdmnet.nn.presence.REACH", reach)
         model, query = with_evidence, picture(90, 70, seed=99)
         sets = self.encoded(model)
         many = model.predict(query, sets)
@@ -251,18 +261,26 @@ class TestModel:
         with torch.inference_mode():
             f4 = model.backbone(prepared)[2]
             alone = [next(model.match_sets(prepared, [[own]])) for own in sets.values()]
-            s = torch.zeros(3, f4.shape[-2] // 2, f4.shape[-1] // 2)
-            for i, own in enumerate(sets.values()):
-                shown = model.presence.shown(own.prior_features[1])[0]
-                for y in range(s.shape[1]):
-                    for x in range(s.shape[2]):
-                        place = f4[0, :, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].mean(dim=(1, 2))
-                        looks = model.presence.evidence(place[None, None])[0, 0]
+            squares = F.avg_pool2d(f4, 2, ceil_mode=True)[0]
+            height, width = squares.shape[-2:]
+            p = torch.cat([object_probability(match.scores) for match in alone])
+            found = F.interpolate(p[None], (height, width), mode="area")[0].amax(dim=0)
+            s = torch.zeros(3, height, width)
+            for y in range(height):
+                for x in range(width):
+                    rows = slice(max(y - reach, 0), y + reach + 1)
+                    columns = slice(max(x - reach, 0), x + reach + 1)
+                    near = squares[:, rows, columns].flatten(1).T[None]
+                    weight = found[rows, columns].flatten()[None, None] ** 2
+                    looks = model.presence.evidence(near, weight)[0, 0]
+                    for i, own in enumerate(sets.values()):
+                        shown = model.presence.shown(own.prior_features[1])[0]
                         s[i, y, x] = F.cosine_similarity(looks, shown, dim=0)
         s = F.interpolate(s[None], (64, 64), mode="bilinear", align_corners=True)[0]
-        p = torch.cat([object_probability(match.scores) for match in alone])
+        pixels = p.flatten(1)
+        overlap = F.cosine_similarity(pixels[:, None], pixels, dim=-1) ** 2
         for i, name in enumerate(sets):
-            moves = [p[j] * (s[j] - s[i]) for j in range(3) if j != i]
+            moves = [overlap[i, j] * p[j] * (s[j] - s[i]) for j in range(3) if j != i]
             lead = torch.stack(moves).amax(dim=0)
             expected = (p[i].logit(eps=1e-3) - SCALE * lead).sigmoid()
             expected = resize_scores(expected[None, None], (70, 90))[0, 0]

@@ -19,6 +19,8 @@ TINY = 1e-12
 """Guard of a division by a norm."""
 POOLED, STEP = 2, 4
 """Side of the squares of query positions, and step between object positions, of `ClassEvidence`."""
+REACH = 5
+"""Squares of query positions around a place that `Presence.likeness` looks at."""
 SURE = 1e-3
 """A probability of exactly 1 has no logit: it counts as 1 - SURE."""
 POWER = 4.0
@@ -244,11 +246,18 @@ class Presence(nn.Module):
             return self._sum_directions(q, q.norm(dim=-1), weight)
         return self.evidence(q, weight)
 
-    def likeness(self, query: Tensor, supports: Sequence[PriorFeatures]) -> Tensor | None:
-        """Compare each square of 2 × 2 positions of one query with the objects of n classes.
+    def likeness(
+        self, query: Tensor, probability: Tensor, supports: Sequence[PriorFeatures]
+    ) -> Tensor | None:
+        """Compare what was found around each place of one query with the objects of n classes.
+
+        A place i is a square of 2 × 2 positions. Its evidence is that of the places j at most REACH
+        squares away in both directions, weighted by w_j = max_k p_k², as much as any class was
+        found there: one place alone shows too little of an object.
 
         Args:
             query: (1, C, h, w) features q.
+            probability: (n, H, W) probabilities p of the classes, at any resolution.
             supports: Features s of n classes, each of one episode.
 
         Returns:
@@ -258,11 +267,18 @@ class Presence(nn.Module):
         if self.evidence is None:
             return None
         query = _pooled(query)
-        places = self.evidence(rearrange(upcast(query), "b c h w -> b (h w) c"))[0]
-        classes = torch.cat([self.shown(support) for support in supports]).to(places.dtype)
+        height, width = query.shape[-2:]
+        q = rearrange(upcast(query), "b c h w -> b (h w) c")
+        p = F.interpolate(upcast(probability)[None], (height, width), mode="area")
+        found = rearrange(p.to(q.dtype), "b n h w -> b n (h w)").amax(dim=1, keepdim=True) ** 2
+        axes = (torch.arange(side, dtype=q.dtype, device=q.device) for side in (height, width))
+        place = torch.cartesian_prod(*axes)
+        near = (torch.cdist(place, place, p=torch.inf) <= REACH).to(q.dtype)
+        around = self.evidence(q, near * found)[0]
+        classes = torch.cat([self.shown(support) for support in supports]).to(around.dtype)
         with no_autocast(query):
-            cosines = F.normalize(classes, dim=-1) @ F.normalize(places, dim=-1).T
-        return rearrange(cosines, "n (h w) -> n h w", h=query.shape[-2])
+            cosines = F.normalize(classes, dim=-1) @ F.normalize(around, dim=-1).T
+        return rearrange(cosines, "n (h w) -> n h w", h=height)
 
     def shown(self, support: PriorFeatures) -> Tensor:
         """Describe the objects of B episodes: d, (B, C), or evidence (B, N)."""
