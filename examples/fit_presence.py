@@ -29,7 +29,7 @@ from hdmnet.preprocess import IGNORE, resize_image
 logger = logging.getLogger(__name__)
 
 IMAGES = 300  # whose mean is the center
-THRESHOLD = 0.1  # below which the model lowers its answers
+THRESHOLD = 0.35  # below which the model lowers its answers, place by place
 
 
 class Answered(NamedTuple):
@@ -149,7 +149,7 @@ def report(model: HDMNet, results: list[Answered], shots: int) -> str:
         kept = [float((p >= threshold).float().mean()) for p in (high, low)]
         found = [r.answer.emptied_below(threshold).mask for r in (*shown, *absent)]
         lines.append(row(str(threshold), shown, found, *kept))
-    found = [model.doubt(r.answer).mask for r in (*shown, *absent)]
+    found = [r.answer.lowered().mask for r in (*shown, *absent)]
     lines.append(row(f"None: {model.presence.threshold}", shown, found, 1, 1))
     return "\n".join(lines)
 

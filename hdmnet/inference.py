@@ -15,7 +15,6 @@ from hdmnet.nn.calibration import Calibration
 from hdmnet.nn.contrast import set_apart
 from hdmnet.nn.presence import Presence, object_probability
 from hdmnet.output import Features, HDMNetOutput, Look, Matches, QueryFeatures
-from hdmnet.segmentation import Segmentation
 from hdmnet.supports import SupportSet
 
 
@@ -99,12 +98,8 @@ class HDMNetInference(FewShotModel):
         f4, negatives = [s.prior_features[1] for s in group], [s.negatives for s in group]
         scores = self.calibration(out.final, group[0].shots)
         scores, presence = self.presence(query.prior[1], scores, f4, negatives)
-        return Matches(scores, presence, out.correlations, prior, self.priors, out.base)
-
-    def doubt(self, answer: Segmentation) -> Segmentation:
-        """Lower the probabilities of an answer whose presence is low: see `Presence.lower`."""
-        lowered = self.presence.lower(answer.probability, answer.presence)
-        return replace(answer, probability=lowered)
+        doubt = self.presence.doubt(query.prior[1], scores, f4)
+        return Matches(scores, presence, doubt, out.correlations, prior, self.priors, out.base)
 
     def likeness(self, sets: list[SupportSet]) -> Tensor | None:
         """Compare the objects of K sets by the cosine of their `ClassEvidence`, if there is one."""

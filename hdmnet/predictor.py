@@ -82,10 +82,6 @@ class Predictor(nn.Module, ABC):
         """Compare the objects of K sets: (K, K) in [0, 1]. Without an override, None."""
         return None
 
-    def doubt(self, answer: Segmentation) -> Segmentation:
-        """Lower an answer whose presence is low. Without an override, it stays as it is."""
-        return answer
-
     @abstractmethod
     def fingerprint(self) -> str:
         """Return a short hash of architecture and weights, see `FewShotModel`."""
@@ -641,12 +637,14 @@ class Predictor(nn.Module, ABC):
         self, match: Matches, evidence: Evidence | None, image: Tensor, options: Options
     ) -> Segmentation:
         presence = None if match.presence is None else match.presence.item()
-        answer = Segmentation.from_scores(match.scores, image.shape[-2:], presence, evidence)
+        answer = Segmentation.from_scores(
+            match.scores, image.shape[-2:], presence, evidence, match.doubt
+        )
         if options.refine:
             answer = replace(answer, probability=refine_borders(answer.probability, image))
         threshold = options.presence_threshold
         if threshold is None:
-            return self.doubt(answer)
+            return answer.lowered()
         return answer.emptied_below(threshold)
 
     def _prepare(self, image: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from hdmnet._drawing import draw_labels, query_pixels, save_labels, save_png, tint, to_pil
 from hdmnet.explanation import Evidence, Explanation
 from hdmnet.images import ImageLike
-from hdmnet.nn.presence import object_probability
+from hdmnet.nn.presence import SURE, object_probability
 from hdmnet.preprocess import resize_scores
 
 THRESHOLD = 0.5
@@ -39,6 +39,7 @@ class Segmentation:
     """(H, W) float32 in [0, 1], at the query's own size."""
     _presence: float | None = None
     _evidence: Evidence | None = None
+    _doubt: Tensor | None = None
 
     @classmethod
     def from_scores(
@@ -47,6 +48,7 @@ class Segmentation:
         size: Sequence[int],
         presence: float | None = None,
         evidence: Evidence | None = None,
+        doubt: Tensor | None = None,
     ) -> Self:
         """Turn the scores of one query into probabilities at its own size.
 
@@ -57,9 +59,11 @@ class Segmentation:
             size: Height and width of the query.
             presence: What `presence` returns.
             evidence: What `explain` shows.
+            doubt: (1, h', w'), at most 0: what `lowered` adds to the logits.
         """
         probability = object_probability(resize_scores(scores.float(), size))[0]
-        return cls(probability.cpu(), presence, evidence)
+        doubt = None if doubt is None else doubt[0].float().cpu()
+        return cls(probability.cpu(), presence, evidence, doubt)
 
     @property
     def presence(self) -> float:
@@ -74,6 +78,23 @@ class Segmentation:
         if self.presence >= presence:
             return self
         return replace(self, probability=torch.zeros_like(self.probability))
+
+    def lowered(self) -> Self:
+        """Return an answer with lower probabilities where what was found looks unlike the class.
+
+        odds(p') = odds(p) · exp(Δ), with Δ ≤ 0 of `Presence.doubt`, which is 0 where nothing
+        speaks against the class. `predict` does this by default. The answer of a network without
+        such an estimate stays as it is.
+        """
+        if self._doubt is None:
+            return self
+        height, width = self.probability.shape
+        change = resize_scores(self._doubt[None, None], (height, width))[0, 0]
+        factor = change.clamp(max=0).exp()
+        p = self.probability.clamp(max=1 - SURE)  # 1 would stay 1, whatever the factor is
+        lower = p * factor / (1 - p * (1 - factor))
+        probability = lower.where(factor < 1, self.probability)
+        return replace(self, probability=probability, _doubt=None)
 
     @property
     def mask(self) -> Tensor:

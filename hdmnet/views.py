@@ -1,7 +1,7 @@
 """Several views of one query, and one answer from them: flips, scales and tiles."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import NamedTuple, TypeAlias
@@ -129,9 +129,9 @@ class Views:
 class Merger:
     """Merges the answers to the views of a query, one after the other, so it keeps one of them.
 
-    The probabilities are a weighted mean. A tile counts less towards its border. The whole query
-    counts as much as all tiles together. Presence is the mean over the views of the whole query.
-    Everything else is that of the first view.
+    The probabilities and the doubt are weighted means. A tile counts less towards its border. The
+    whole query counts as much as all tiles together. Presence is the mean over the views of the
+    whole query. Everything else is that of the first view.
     """
 
     def __init__(self, views: Views) -> None:
@@ -139,6 +139,7 @@ class Merger:
         self._matches: list[Matches] = []  # only the first
         self._presence: list[Tensor] = []
         self._means = {True: _Mean(views.grid), False: _Mean(views.grid)}  # whole, tiles
+        self._doubts = {True: _Mean(views.grid), False: _Mean(views.grid)}
 
     def add(self, view: View, match: Matches) -> None:
         """Add the answer to the next view, with N = 1."""
@@ -148,22 +149,26 @@ class Merger:
         whole = view.part == self._views.whole
         if whole and match.presence is not None:
             self._presence.append(match.presence)
+        place = self._views.place(view.part)
         p = object_probability(match.scores.float())
-        self._means[whole].add(p.flip(-1) if view.flipped else p, self._views.place(view.part))
+        self._means[whole].add(p.flip(-1) if view.flipped else p, place)
+        if (doubt := match.doubt) is not None:
+            self._doubts[whole].add(doubt.flip(-1) if view.flipped else doubt, place)
 
     def result(self) -> Matches:
         """Return the merged answer. That to a single view is not changed."""
         first = self._matches[0]
         if len(self._views) == 1:
             return first
-        means = [mean.value() for mean in self._means.values() if mean.count]
-        p = torch.stack(means).mean(dim=0)
+        p, doubt = (_mean_of(maps.values()) for maps in (self._means, self._doubts))
+        assert p is not None
         presence = torch.stack(self._presence).mean(dim=0) if self._presence else None
-        return first._replace(scores=torch.stack([1 - p, p], dim=1), presence=presence)
+        scores = torch.stack([1 - p, p], dim=1)
+        return first._replace(scores=scores, presence=presence, doubt=doubt)
 
 
 class _Mean:
-    """A weighted mean of probabilities, (1, h, w) on a grid."""
+    """A weighted mean of maps, (1, h, w) on a grid."""
 
     def __init__(self, grid: tuple[int, int]) -> None:
         self.count = 0
@@ -171,7 +176,7 @@ class _Mean:
         self._total, self._weights = torch.zeros(0), torch.zeros(0)
 
     def add(self, p: Tensor, place: tuple[slice, slice]) -> None:
-        """Add probabilities (1, H, W) of a place on the grid."""
+        """Add a map (1, H, W) of a place on the grid."""
         if not self.count:
             self._total = torch.zeros(1, *self._grid, device=p.device)
             self._weights = torch.zeros(self._grid, device=p.device)
@@ -185,6 +190,11 @@ class _Mean:
     def value(self) -> Tensor:
         """Return the mean."""
         return self._total / self._weights
+
+
+def _mean_of(maps: Iterable[_Mean]) -> Tensor | None:
+    values = [mean.value() for mean in maps if mean.count]
+    return torch.stack(values).mean(dim=0) if values else None
 
 
 def _hat(length: int) -> Tensor:

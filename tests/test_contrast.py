@@ -10,12 +10,11 @@ from conftest import make
 from test_multiclass import supports
 from test_predict import picture
 
-from hdmnet import HDMNet, SupportSet
+from hdmnet import HDMNet, Segmentation, SupportSet
 from hdmnet.images import load_image
 from hdmnet.nn.contrast import SCALE, set_apart
 from hdmnet.nn.presence import REACH, object_probability
 from hdmnet.nn.priors import contrast_prior, foreground_features, mean_feature
-from hdmnet.preprocess import resize_scores
 
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
 
@@ -264,7 +263,7 @@ class TestModel:
             squares = F.avg_pool2d(f4, 2, ceil_mode=True)[0]
             height, width = squares.shape[-2:]
             p = torch.cat([object_probability(match.scores) for match in alone])
-            found = F.interpolate(p[None], (height, width), mode="area")[0].amax(dim=0)
+            found = F.interpolate(p.amax(dim=0)[None, None], (height, width), mode="area")[0, 0]
             s = torch.zeros(3, height, width)
             for y in range(height):
                 for x in range(width):
@@ -283,10 +282,11 @@ class TestModel:
             moves = [overlap[i, j] * p[j] * (s[j] - s[i]) for j in range(3) if j != i]
             lead = torch.stack(moves).amax(dim=0)
             expected = (p[i].logit(eps=1e-3) - SCALE * lead).sigmoid()
-            expected = resize_scores(expected[None, None], (70, 90))[0, 0]
-            presence = alone[i].presence.item()
-            assert many[name].presence == pytest.approx(presence, abs=1e-5)
-            expected = model.presence.lower(expected, presence)
+            answer = Segmentation.from_scores(
+                torch.stack([1 - expected, expected])[None], (70, 90), doubt=alone[i].doubt
+            )
+            expected = answer.lowered().probability
+            assert many[name].presence == pytest.approx(alone[i].presence.item(), abs=1e-5)
             torch.testing.assert_close(many[name].probability, expected, rtol=0, atol=1e-4)
             assert lead.abs().max() > 0.02
 

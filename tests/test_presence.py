@@ -11,8 +11,10 @@ from conftest import assert_same, make
 from test_predict import picture
 
 from hdmnet import Box, FewShotModel, HDMNet, Segmentation, SupportSet, box_mask
-from hdmnet.nn.presence import ClassEvidence, Presence, object_probability
+from hdmnet.images import load_image
+from hdmnet.nn.presence import REACH, ClassEvidence, Presence, object_probability
 from hdmnet.nn.priors import PriorFeatures, foreground_features
+from hdmnet.preprocess import resize_scores
 
 
 @pytest.fixture
@@ -53,6 +55,41 @@ class TestPresence:
                 p = object_probability(mine[i])
                 cosine = self.expected(q[query], p, s[i], m[i], mu)
                 assert_same(result[i], (3 * cosine - 0.5).sigmoid())
+
+    @pytest.mark.parametrize("threshold", [0.6, 1.0])
+    @pytest.mark.parametrize("reach", [1, REACH])
+    def test_doubt(self, threshold: float, reach: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("hdmnet.nn.presence.REACH", reach)
+        mu = torch.randn(8)
+        presence = Presence(3.0, -0.5, mu.tolist(), threshold)
+        q, s = torch.rand(1, 8, 9, 12), torch.rand(2, 2, 8, 5, 6)
+        m, scores = (torch.rand(2, 2, 5, 6) > 0.6).float(), torch.rand(2, 2, 9, 12)
+        sets = [foreground_features(s[i : i + 1], m[i : i + 1]) for i in range(2)]
+        doubt = presence.doubt(q, scores, sets)
+        assert doubt.shape == (2, 5, 6)
+        least = torch.tensor(min(threshold, 0.999)).logit()
+        squares = F.avg_pool2d(q, 2, ceil_mode=True)[0]
+        for i, p in enumerate(object_probability(scores)):
+            p = F.interpolate(p[None, None], (5, 6), mode="area")[0, 0]
+            for y in range(5):
+                for x in range(6):
+                    near = torch.zeros(5, 6)
+                    near[max(y - reach, 0) : y + reach + 1, max(x - reach, 0) : x + reach + 1] = 1
+                    cosine = self.expected(squares, p * near, s[i], m[i], mu)
+                    assert_same(doubt[i, y, x], (3 * cosine - 0.5 - least).clamp(max=0))
+
+    def test_no_doubt_without_threshold(self) -> None:
+        q, s, m = torch.rand(1, 8, 5, 6), torch.rand(1, 1, 8, 5, 6), torch.ones(1, 1, 5, 6)
+        assert Presence().doubt(q, torch.rand(1, 2, 5, 6), [foreground_features(s, m)]) is None
+
+    def test_doubt_of_several_queries(self) -> None:
+        presence = Presence(3.0, -0.5, threshold=0.5)
+        q, s, m = torch.rand(2, 8, 5, 6), torch.rand(1, 2, 8, 5, 6), torch.ones(1, 2, 5, 6)
+        scores, sets = torch.rand(2, 2, 5, 6), [foreground_features(s, m)]
+        both = presence.doubt(q, scores, sets)
+        for i in range(2):
+            one = presence.doubt(q[i : i + 1], scores[i : i + 1], sets)
+            assert_same(both[i : i + 1], one)
 
     def test_episodes_in_one_set(self) -> None:
         presence = Presence(3.0, -0.5)
@@ -204,25 +241,35 @@ class TestThreshold:
             assert many.presence.tolist() == pytest.approx([plain.presence])
 
     def test_of_the_model(self, model: HDMNet, support: tuple, tmp_path: Path) -> None:
-        plain = model.predict(picture(), *support)
-        presence = {"scale": 10.0, "bias": -5.0, "center": []}
-        for threshold in (plain.presence - 1e-3, 1 - (1 - plain.presence) / 2):
-            strict = HDMNet(**(model.config | {"presence": presence | {"threshold": threshold}}))
-            strict.load_state_dict(model.state_dict())
-            strict.save_pretrained(tmp_path)
-            strict = HDMNet.from_pretrained(tmp_path)
-            answer = strict.predict(picture(), *support)
-            assert answer.presence == plain.presence
-            # The plain formulation: what is missing in presence lowers the odds of each pixel.
-            missing = plain.presence / (1 - plain.presence) / (threshold / (1 - threshold))
-            p, factor = plain.probability, min(1, missing) ** 4
-            expected = p * factor / (p * factor + 1 - p)
-            torch.testing.assert_close(answer.probability, expected, rtol=1e-4, atol=2e-5)
-            assert torch.equal(answer.probability, p) == (threshold < plain.presence)
-            kept = strict.predict(picture(), *support, presence_threshold=0)
-            assert torch.equal(kept.probability, plain.probability)
-            (again,) = strict.predict_iter([picture()], *support)
-            assert torch.equal(again.probability, answer.probability)
+        presence = {"scale": 10.0, "bias": -9.0, "center": [], "threshold": 0.8}
+        strict = HDMNet(**(model.config | {"presence": presence}))
+        strict.load_state_dict(model.state_dict())
+        strict.save_pretrained(tmp_path)
+        strict = HDMNet.from_pretrained(tmp_path)
+        answer = strict.predict(picture(), *support)
+        plain = strict.predict(picture(), *support, presence_threshold=0)
+        assert torch.equal(plain.probability, model.predict(picture(), *support).probability)
+        assert answer.presence == plain.presence
+        query = strict._prepare(load_image(picture()))[None]
+        with torch.inference_mode():
+            match = next(strict.match_sets(query, [[strict.encode_supports(*support)]]))
+        change = resize_scores(match.doubt[None], plain.probability.shape)[0, 0]
+        assert (change < -0.05).any()
+        p, factor = plain.probability, change.exp()
+        sure = p.clamp(max=0.999)
+        expected = (sure * factor / (sure * factor + 1 - sure)).where(factor < 1, p)
+        assert_same(answer.probability, expected)
+        assert torch.equal(plain.lowered().probability, answer.probability)
+        (again,) = strict.predict_iter([picture()], *support)
+        assert torch.equal(again.probability, answer.probability)
+        assert torch.equal(again.lowered().probability, answer.probability)
+
+    def test_where_nothing_speaks_against_the_class(self, model: HDMNet, support: tuple) -> None:
+        presence = {"scale": 0.0, "bias": 3.0, "center": [], "threshold": 0.7}
+        sure = HDMNet(**(model.config | {"presence": presence}))
+        sure.load_state_dict(model.state_dict())
+        plain, answer = (m.eval().predict(picture(), *support) for m in (model, sure))
+        assert torch.equal(answer.probability, plain.probability)
 
     @pytest.mark.parametrize(
         ("presence", "error", "message"),
@@ -249,9 +296,9 @@ class TestThreshold:
         )
         assert torch.equal(found, expected)
 
-    @pytest.mark.parametrize(("threshold", "presence"), [(1.0, 0.3), (0.4, 1e-9), (0.4, 0.0)])
-    def test_sure_pixels_are_lowered_too(self, threshold: float, presence: float) -> None:
-        lowered = Presence(threshold=threshold).lower(torch.tensor([1.0, 0.5, 0.0]), presence)
+    def test_sure_pixels_are_lowered_too(self) -> None:
+        answer = Segmentation(torch.tensor([[1.0, 0.5, 0.0]]), 0.3, None, torch.full((1, 3), -20.0))
+        lowered = answer.lowered().probability
         assert ((lowered >= 0) & (lowered <= 0.01)).all()
 
     def test_of_an_answer_without_estimate(self) -> None:

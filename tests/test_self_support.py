@@ -34,8 +34,7 @@ def plain(model: HDMNet, image: Tensor, supports: SupportSet) -> Tensor:
     x = model.backbone.normalise(resize_image(image, size))[None]
     with torch.no_grad():
         match = next(model.match_sets(x, [[supports]]))
-        first = Segmentation.from_scores(match.scores, size, match.presence.item())
-        first = model.doubt(first)
+        first = Segmentation.from_scores(match.scores, size, doubt=match.doubt).lowered()
         own = model.encode(x[None], first.mask[None, None].float())
         both = supports.merge(replace(own, fingerprint=supports.fingerprint))
         return Segmentation.from_scores(model.scores(x, both), image.shape[-2:]).probability

@@ -313,7 +313,7 @@ class Visit:
             for name in answer.names:
                 part = answer[name]
                 if choice.presence is None:
-                    part = self._model.doubt(part)
+                    part = part.lowered()
                 else:
                     part = part.emptied_below(choice.presence)
                 parts[name] = replace(part, probability=_moved(part.probability, choice.threshold))

@@ -20,11 +20,9 @@ TINY = 1e-12
 POOLED, STEP = 2, 4
 """Side of the squares of query positions, and step between object positions, of `ClassEvidence`."""
 REACH = 5
-"""Squares of query positions around a place that `Presence.likeness` looks at."""
+"""Squares of query positions around a place that `Presence.around` looks at."""
 SURE = 1e-3
 """A probability of exactly 1 has no logit: it counts as 1 - SURE."""
-POWER = 4.0
-"""Steepness of `Presence.lower`."""
 
 
 class ClassEvidence(nn.Module):
@@ -99,7 +97,7 @@ class Presence(nn.Module):
         scale: The slope a.
         bias: The bias b.
         center: The mean μ of the features over many images. Empty: 0.
-        threshold: The presence τ below which `lower` lowers an answer. 0: never.
+        threshold: The presence τ of a place below which `doubt` lowers an answer. 0: never.
         evidence: What f and d are made of. None: the directions u.
 
     Source: this project. `examples/fit_presence.py` fits a, b and μ.
@@ -206,21 +204,30 @@ class Presence(nn.Module):
         # b only grows and f only shrinks: no probability rises, also after the scores are resized.
         return torch.stack([b.clamp(min=0).where(moved > 0, b) + moved, f - moved], dim=1), presence
 
-    def lower(self, probability: Tensor, presence: float) -> Tensor:
-        """Lower the probabilities of an answer whose presence is below τ.
+    def doubt(
+        self, query: Tensor, scores: Tensor, supports: Sequence[PriorFeatures]
+    ) -> Tensor | None:
+        """Compute where what was found looks unlike the class, and how much that lowers logits.
 
-        odds(p') = odds(p) · min(1, odds(presence) / odds(τ))⁴, with odds(x) = x / (1 - x)
+        Δ_i = min(0, a cos(f_i, d) + b − logit τ), with `around` for f_i
 
         Args:
-            probability: Probabilities p, of any shape.
-            presence: In [0, 1].
+            query: (B, C, h, w) features q.
+            scores: As for `forward`.
+            supports: As for `forward`.
+
+        Returns:
+            (B · n, ⌈h / 2⌉, ⌈w / 2⌉), at most 0. None if τ is 0.
         """
-        if presence >= self.threshold:
-            return probability
-        odds = presence / (1 - presence)
-        factor = (odds * (1 - self.threshold) / self.threshold) ** POWER
-        p = probability.clamp(max=1 - 1e-6)  # 1 would divide 0 by 0
-        return p * factor / (1 - p * (1 - factor))
+        if not self.threshold:
+            return None
+        p = object_probability(scores)
+        around = self.around(query, p.unflatten(0, (query.shape[0], -1)))
+        shown = [_for_each(self.shown(support), query.shape[0]) for support in supports]
+        classes = torch.cat(shown, dim=1).to(around.dtype)[:, :, None, None]
+        cosine = F.cosine_similarity(around, classes, dim=-1).flatten(0, 1)
+        least = min(self.threshold, 1 - SURE)
+        return (self.scale * cosine + self.bias - math.log(least / (1 - least))).clamp(max=0)
 
     def mean(self, like: Tensor) -> Tensor:
         """Return μ (C,) for features (..., C), with their type and device."""
@@ -239,9 +246,34 @@ class Presence(nn.Module):
         """
         if self.evidence is not None:
             query = _pooled(query)
+        return self._describe(query, _weight(query, probability).flatten(2))
+
+    def around(self, query: Tensor, probability: Tensor) -> Tensor:
+        """Describe what was found around each place of queries, as `found` does for all of it.
+
+        A place is a square of 2 × 2 positions. It takes the places at most REACH squares away in
+        both directions: one place alone shows too little of an object.
+
+        Args:
+            query: (B, C, h, w) features q.
+            probability: (B, n, H, W) probabilities p of n classes, at any resolution.
+
+        Returns:
+            (B, n, ⌈h / 2⌉, ⌈w / 2⌉, C) sums f_i of directions, or evidence of N channels.
+        """
+        query = _pooled(query)
+        weight = _weight(query, probability)
+        n, height, width = weight.shape[1:]
+        axes = (torch.arange(side, dtype=weight.dtype) for side in (height, width))
+        place = torch.cartesian_prod(*axes)
+        near = (torch.cdist(place, place, p=torch.inf) <= REACH).to(weight)
+        each = rearrange(weight, "b n h w -> b n 1 (h w)") * near
+        described = self._describe(query, each.flatten(1, 2))
+        return rearrange(described, "b (n h w) c -> b n h w c", n=n, h=height)
+
+    def _describe(self, query: Tensor, weight: Tensor) -> Tensor:
         q = rearrange(upcast(query), "b c h w -> b (h w) c")
-        p = F.interpolate(upcast(probability), query.shape[-2:], mode="area").flatten(2)
-        weight = p.to(q.dtype) ** 2
+        weight = weight.to(q.dtype)
         if self.evidence is None:
             return self._sum_directions(q, q.norm(dim=-1), weight)
         return self.evidence(q, weight)
@@ -251,13 +283,10 @@ class Presence(nn.Module):
     ) -> Tensor | None:
         """Compare what was found around each place of one query with the objects of n classes.
 
-        A place i is a square of 2 × 2 positions. Its evidence is that of the places j at most REACH
-        squares away in both directions, weighted by w_j = max_k p_k², as much as any class was
-        found there: one place alone shows too little of an object.
-
         Args:
             query: (1, C, h, w) features q.
-            probability: (n, H, W) probabilities p of the classes, at any resolution.
+            probability: (n, H, W) probabilities p of the classes, at any resolution. A place counts
+                as much as any class was found there.
             supports: Features s of n classes, each of one episode.
 
         Returns:
@@ -266,19 +295,9 @@ class Presence(nn.Module):
         """
         if self.evidence is None:
             return None
-        query = _pooled(query)
-        height, width = query.shape[-2:]
-        q = rearrange(upcast(query), "b c h w -> b (h w) c")
-        p = F.interpolate(upcast(probability)[None], (height, width), mode="area")
-        found = rearrange(p.to(q.dtype), "b n h w -> b n (h w)").amax(dim=1, keepdim=True) ** 2
-        axes = (torch.arange(side, dtype=q.dtype, device=q.device) for side in (height, width))
-        place = torch.cartesian_prod(*axes)
-        near = (torch.cdist(place, place, p=torch.inf) <= REACH).to(q.dtype)
-        around = self.evidence(q, near * found)[0]
-        classes = torch.cat([self.shown(support) for support in supports]).to(around.dtype)
-        with no_autocast(query):
-            cosines = F.normalize(classes, dim=-1) @ F.normalize(around, dim=-1).T
-        return rearrange(cosines, "n (h w) -> n h w", h=height)
+        around = self.around(query, probability.amax(dim=0)[None, None])[0]
+        classes = torch.cat([self.shown(support) for support in supports])
+        return F.cosine_similarity(around, classes.to(around.dtype)[:, None, None], dim=-1)
 
     def shown(self, support: PriorFeatures) -> Tensor:
         """Describe the objects of B episodes: d, (B, C), or evidence (B, N)."""
@@ -341,6 +360,11 @@ def object_probability(scores: Tensor) -> Tensor:
     """
     b, f = upcast(scores).clamp(min=0).unbind(-3)
     return f / (b + f).clamp(min=torch.finfo(f.dtype).tiny)
+
+
+def _weight(query: Tensor, probability: Tensor) -> Tensor:
+    """Square the probabilities (B, n, H, W), at the resolution of the features (B, C, h, w)."""
+    return F.interpolate(upcast(probability), query.shape[-2:], mode="area") ** 2
 
 
 def _pooled(query: Tensor) -> Tensor:
