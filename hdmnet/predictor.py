@@ -405,8 +405,8 @@ class Predictor(nn.Module, ABC):
                 queries for one class, or several classes for one query. More need more memory.
                 None: one query, with all its classes.
             presence_threshold: Smallest `presence` of an answer that keeps its mask, in [0, 1].
-                None: the model lowers the probabilities of answers with a low presence, if its
-                argument `presence` has a threshold. 0: every answer stays as it is.
+                None: the model lowers the probabilities where what was found looks unlike the
+                class, if its argument `presence` has a threshold. 0: every answer stays as it is.
                 Below it, the probabilities are 0 everywhere. docs/absent.md says what it costs.
             augment: Segments several versions of each query, and takes the mean: see `Augment`.
             tile: Side in pixels of square tiles. A larger query is cut into tiles that overlap, and

@@ -19,7 +19,7 @@ MIN_PIXELS = 0.005
 """Smallest share of the query that its object covers."""
 OBJECT = 1
 ROUGH = 0.2
-"""Share of the episodes whose supports may have rough masks."""
+"""Usual share of the episodes whose supports may have rough masks."""
 SELF = ("box", "points")
 """Kinds of rough masks whose object is looked for in the support itself."""
 
@@ -94,12 +94,14 @@ class Episodes:
                     number
                 )
 
-    def draw(self, rng: np.random.Generator, *, shots: int, queries: int, mode: Mode) -> Draw:
+    def draw(
+        self, rng: np.random.Generator, *, shots: int, queries: int, mode: Mode, rough: float
+    ) -> Draw:
         """Draw one episode; a set without boxes and points as masks has `across` for `self`."""
         if mode == "self" and not set(self._kind_of.values()) & set(SELF):
             mode = "across"
         groups = keep_categories(self._by_kind, lambda _, m: mode == "same" or len(m) > 1)
-        rough = mode == "self" or rng.random() < ROUGH
+        may_be_rough = mode == "self" or rng.random() < rough
         while True:
             kind, category = draw_category(rng, groups)
             members = rng.permutation(groups[kind][category])
@@ -107,7 +109,7 @@ class Episodes:
             shown = {int(m) for m in (members[cut:] if mode != "same" else members[:1])}
             wanted = {int(m) for m in (members[:cut] if mode != "same" else members[:1])}
             rows = [r for item in shown for r in self._supports_of[item]]
-            rows = [r for r in rows if rough or not self._kind_of[r]]
+            rows = [r for r in rows if may_be_rough or not self._kind_of[r]]
             scenes = {s for item in wanted for s in self._queries_of[item]}
             first: list[int] = []
             if mode == "same":
@@ -185,6 +187,7 @@ class Episodes:
         mode: Mode = "across",
         rivals: int = 0,
         absent: float = 0.0,
+        rough: float = ROUGH,
         flip: bool = True,
     ) -> Batch:
         """Draw one episode (G = 1).
@@ -196,9 +199,10 @@ class Episodes:
             mode: What supports and queries have in common.
             rivals: Number M of other classes.
             absent: Share of the queries that do not show the class.
+            rough: Share of the episodes whose supports may have rough masks.
             flip: Whether to flip supports and queries at random. This is exact, see `SIZE`.
         """
-        drawn = self.draw(rng, shots=shots, queries=queries, mode=mode)
+        drawn = self.draw(rng, shots=shots, queries=queries, mode=mode, rough=rough)
         scenes = [
             self._absent(rng, drawn.category)
             if rng.random() < absent and not (mode == "self" and place == 0)
@@ -255,6 +259,7 @@ class Mixture:
         modes: Mapping[Mode, float],
         rivals: int = 0,
         absent: float = 0.0,
+        rough: float = ROUGH,
     ) -> Batch:
         """Draw a batch of `groups` episodes; `modes` has the probability of each mode."""
         drawn = []
@@ -263,7 +268,13 @@ class Mixture:
             mode: Mode = rng.choice(list(modes), p=list(modes.values()))
             drawn.append(
                 chosen.episode(
-                    rng, shots=shots, queries=queries, mode=mode, rivals=rivals, absent=absent
+                    rng,
+                    shots=shots,
+                    queries=queries,
+                    mode=mode,
+                    rivals=rivals,
+                    absent=absent,
+                    rough=rough,
                 )
             )
         return Batch.join(drawn)

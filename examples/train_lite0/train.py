@@ -19,7 +19,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from episodes import OBJECT, Batch, Episodes, Mixture, Mode
+from episodes import OBJECT, ROUGH, Batch, Episodes, Mixture, Mode
 from features import F4, IGNORE, SIZE, features_folder
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -63,6 +63,7 @@ class Settings:
     same: float = 0.25  # share of the episodes with one object, or photograph
     own: float = 0.25  # share of the one-shot episodes that segment the support itself
     absent: float = 0.1  # share of the queries that do not show the class
+    rough: float = ROUGH  # share of the episodes whose supports may have rough masks
     distillation: float = 1.0  # weight of this loss
     dice: float = 1.0  # weight of the Dice loss
     average: float = 0.998  # decay of the moving average of the weights
@@ -239,6 +240,7 @@ class Run:
             modes=settings.modes(shots),
             rivals=rivals * settings.contrast,
             absent=settings.absent,
+            rough=settings.rough,
         )
         output = run_batch(model, batch)
         losses = self._loss(output, batch.targets)

@@ -159,7 +159,7 @@ def build(events: Events) -> gr.Blocks:
                 rule = gr.Checkbox(
                     True,
                     label="Absent objects by the model's own rule",
-                    info="It lowers the probabilities of an answer with a low presence.",
+                    info="It lowers what looks unlike the class.",
                     elem_id="rule",
                 )
                 presence = gr.Slider(

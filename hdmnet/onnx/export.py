@@ -50,8 +50,8 @@ def export_onnx(
     `shots`. `Session` runs the two graphs.
 
     With `supports`, `segment.onnx` holds the class, and all that `predict` does with an image when
-    `presence_threshold=0`: it does not lower answers of a low presence. It takes `image` (H, W, 3),
-    uint8 RGB of any size, and returns `probability` (H, W), float32 in [0, 1].
+    `presence_threshold=0`: it does not lower what looks unlike the class. It takes `image`
+    (H, W, 3), uint8 RGB of any size, and returns `probability` (H, W), float32 in [0, 1].
     `examples/onnx_without_torch.py` runs it without this package.
 
     Args:
