@@ -63,7 +63,9 @@ def test_report() -> None:
     def answered(shown: bool, presence: float) -> object:
         target = torch.zeros(4, 4)
         target[:2], target[0, 0] = float(shown), 255
-        return script["Answered"](1, shown, script["Segmentation"](full, presence), target)
+        doubt = torch.full((2, 2), -20.0 if presence < 0.5 else 0.0)
+        answer = script["Segmentation"](full, presence, None, doubt)
+        return script["Answered"](1, shown, answer, target)
 
     results = [answered(True, 0.9), answered(False, 0.2), answered(False, 0.95)]
     presence = {"scale": 1.0, "bias": 0.0, "center": [], "threshold": 0.93}

@@ -95,7 +95,13 @@ class Episodes:
                 )
 
     def draw(
-        self, rng: np.random.Generator, *, shots: int, queries: int, mode: Mode, rough: float
+        self,
+        rng: np.random.Generator,
+        *,
+        shots: int,
+        queries: int,
+        mode: Mode,
+        rough: float = ROUGH,
     ) -> Draw:
         """Draw one episode; a set without boxes and points as masks has `across` for `self`."""
         if mode == "self" and not set(self._kind_of.values()) & set(SELF):
