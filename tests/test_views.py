@@ -77,6 +77,28 @@ class TestAugment:
         found = model.predict(query, fish, augment=Augment()).presence
         assert found == pytest.approx(np.mean(each), abs=1e-5)
 
+    def test_doubt_is_the_mean(self, model: HDMNet, fish: SupportSet) -> None:
+        presence = {"scale": 10.0, "bias": -9.0, "center": [], "threshold": 0.8}
+        doubting = HDMNet(**(model.config | {"presence": presence})).eval()
+        doubting.load_state_dict(model.state_dict())
+        query = picture(SIZE, SIZE, seed=2)
+        changes = []
+        for image in (query, query.transpose(Image.Transpose.FLIP_LEFT_RIGHT)):
+            with torch.inference_mode():
+                match = next(
+                    doubting.match_sets(doubting._prepare(load_image(image))[None], [[fish]])
+                )
+            changes.append(resize_scores(match.doubt[None], (SIZE, SIZE))[0, 0])
+        factor = ((changes[0] + changes[1].flip(-1)) / 2).exp()
+        assert factor.min() < 0.9
+        plain, found = (
+            doubting.predict(query, fish, augment=Augment(), presence_threshold=x).probability
+            for x in (0, None)
+        )
+        p = plain.clamp(max=0.999)
+        expected = (p * factor / (p * factor + 1 - p)).where(factor < 1, plain)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
     def test_several_queries_and_classes(self, model: HDMNet, fish: SupportSet) -> None:
         queries = [picture(90, 70, seed=2), picture(60, 75, seed=3)]
         options = {"augment": Augment(scales=(1.0, 1.25)), "refine": True}
