@@ -99,7 +99,7 @@ class HDMNetInference(FewShotModel):
         scores = self.calibration(out.final, group[0].shots)
         scores, presence = self.presence(query.prior[1], scores, f4, negatives)
         doubt = self.presence.doubt(query.prior[1], scores, f4)
-        return Matches(scores, presence, doubt, out.correlations, prior, self.priors, out.base)
+        return Matches(scores, presence, out.correlations, prior, self.priors, out.base, doubt)
 
     def likeness(self, sets: list[SupportSet]) -> Tensor | None:
         """Compare the objects of K sets by the cosine of their `ClassEvidence`, if there is one."""

@@ -31,8 +31,6 @@ class Matches(NamedTuple):
     """(N, 2, H, W) scores, at least 0, background first."""
     presence: Tensor | None = None
     """(N,) in [0, 1]: does the query show any of the class? None: the highest probability."""
-    doubt: Tensor | None = None
-    """(N, h, w), at most 0: what to add to the logits where an answer looks unlike the class."""
     correlations: tuple[Tensor, ...] = ()
     """(N, h_s, w_s) per stage, coarsest first. A network without such maps leaves them out."""
     prior: Tensor | None = None
@@ -41,6 +39,8 @@ class Matches(NamedTuple):
     """The names of the P priors, such as ("f5", "f4") or ("f3", "f4", "contrast")."""
     base: Tensor | None = None
     """(N, 1 + n, h, w) logits of n base classes, background first. None without base learner."""
+    doubt: Tensor | None = None
+    """(N, h, w), at most 0: what to add to the logits where an answer looks unlike the class."""
 
     def split(self) -> list[Self]:
         """Return the N pairs, each with N = 1."""
@@ -48,11 +48,11 @@ class Matches(NamedTuple):
             type(self)(
                 scores=self.scores[i : i + 1],
                 presence=None if self.presence is None else self.presence[i : i + 1],
-                doubt=None if self.doubt is None else self.doubt[i : i + 1],
                 correlations=tuple(level[i : i + 1] for level in self.correlations),
                 prior=None if self.prior is None else self.prior[i : i + 1],
                 prior_names=self.prior_names,
                 base=None if self.base is None else self.base[i : i + 1],
+                doubt=None if self.doubt is None else self.doubt[i : i + 1],
             )
             for i in range(len(self.scores))
         ]
