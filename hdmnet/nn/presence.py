@@ -264,9 +264,8 @@ class Presence(nn.Module):
         query = _pooled(query)
         weight = _weight(query, probability)
         n, height, width = weight.shape[1:]
-        axes = (torch.arange(side, dtype=weight.dtype) for side in (height, width))
-        place = torch.cartesian_prod(*axes)
-        near = (torch.cdist(place, place, p=torch.inf) <= REACH).to(weight)
+        rows, columns = (_near(side, weight) for side in (height, width))
+        near = torch.kron(rows, columns)
         each = rearrange(weight, "b n h w -> b n 1 (h w)") * near
         described = self._describe(query, each.flatten(1, 2))
         return rearrange(described, "b (n h w) c -> b n h w c", n=n, h=height)
@@ -365,6 +364,12 @@ def object_probability(scores: Tensor) -> Tensor:
 def _weight(query: Tensor, probability: Tensor) -> Tensor:
     """Square the probabilities (B, n, H, W), at the resolution of the features (B, C, h, w)."""
     return F.interpolate(upcast(probability), query.shape[-2:], mode="area") ** 2
+
+
+def _near(side: int, like: Tensor) -> Tensor:
+    """(side, side) in {0, 1}: whether two rows of places, or two columns, are near each other."""
+    place = torch.arange(side, dtype=like.dtype, device=like.device)
+    return ((place[:, None] - place).abs() <= REACH).to(like)
 
 
 def _pooled(query: Tensor) -> Tensor:
